@@ -122,7 +122,18 @@ def is_organization_directory(path: Path) -> bool:
     Raises:
         StorageError: The directory cannot be read.
     """
-    if os.path.lexists(path / SETTINGS_NAME) or any(path.glob(_SERVER_FILES)):
+    return any(path.glob(_SERVER_FILES)) or holds_server_data(path)
+
+
+def holds_server_data(path: Path) -> bool:
+    """Return whether a directory holds a log or a settings.json.
+
+    Goatherd's own files do not count: they also remain of a start that named a wrong organization.
+
+    Raises:
+        StorageError: The directory cannot be read.
+    """
+    if os.path.lexists(path / SETTINGS_NAME):
         return True
     return any(path.glob(f"*/*{LOG_SUFFIX}")) or any(path.glob(f"*/*{_NEWER_SUFFIX}"))
 
@@ -303,7 +314,9 @@ def refuse_unnamed_organizations(data: Path, orgs: Sequence[str]) -> None:
     """
     if not data.is_dir():
         return
-    unnamed = [path.name for path in organization_directories(data) if path.name not in orgs]
+    unnamed = [
+        path.name for path in organization_directories(data) if path.name not in orgs and holds_server_data(path)
+    ]
     if not unnamed:
         return
     named = ", ".join(orgs)
@@ -311,8 +324,8 @@ def refuse_unnamed_organizations(data: Path, orgs: Sequence[str]) -> None:
     raise ConfigurationError(
         f"{data} holds organizations that are not named with --org: {', '.join(unnamed[:_FEW])} (named: {named}). The"
         " server would create a new root for each of them that has no settings.json, so it was not started",
-        hint=f"Name each organization that the server serves, such as {options}, and only these. Move the directories"
-        " that no server uses out of the data directory.",
+        hint=f"If the server serves them, name them all: {options}. If it does not, move"
+        f" {', '.join(str(data / name) for name in unnamed[:_FEW])} out of the data directory.",
     )
 
 

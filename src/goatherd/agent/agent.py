@@ -35,9 +35,8 @@ from goatherd.agent.own_api import OwnAPI
 from goatherd.agent.restart_lease import Lease, NoLease
 from goatherd.agent.restart_rules import OnChange, restart_delay
 from goatherd.clock import Clock, SystemClock
-from goatherd.data_directory import organization_directories
+from goatherd.data_directory import holds_server_data, organization_directories
 from goatherd.errors import AgentError, ConfigurationError, GoatherdError, KeyLeakedError, SettingsError
-from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.ids import new_id
 from goatherd.serving.process_group import kill_group
 from goatherd.serving.service_manager import ServiceManager
@@ -604,14 +603,13 @@ class Agent:
         named = {organization.file.link.parent for organization in self._organizations}
         for data in {directory.parent for directory in named}:
             for directory in organization_directories(data) if data.is_dir() else ():
-                if directory not in named and (directory / SETTINGS_NAME).is_file():
+                if directory not in named and holds_server_data(directory):
                     # SECURITY: the server is stopped, because no store holds the root that it has created: when that
                     # root is lost, so are the clients that trust it (tests/unit/cli/test_agent_commands.py).
                     names = ", ".join(organization.org for organization in self._organizations)
                     raise AgentError(
                         f"the server serves organization {directory.name!r}, which is not named with --org (named:"
-                        f" {names}), and has created a new root for it in {directory / SETTINGS_NAME}. The"
-                        " agent stopped the server",
+                        f" {names}), and has created a new root for it in {directory}. The agent stopped the server",
                         hint=f"Move {directory} away: this start has created it, and no store has its root. Then start"
                         f" again with --org {directory.name}.",
                     )

@@ -287,7 +287,10 @@ class Door:
             why = f"the server sends browsers and login emails to {named[:200]}, which is not the door"
             remedy = "start with --public-url, and have domain.resolveOrg of the application return the public URL"
         elif named != self._public_url:
-            why = f"login emails name {named[:200]} instead of {self._public_url}"
+            # The door replaces the server's own address only: another one may belong to another organization.
+            is_replaced = self._header_rewriter().rewrite_address(named.encode("latin-1")) != named.encode("latin-1")
+            who = "login emails name" if is_replaced else "the server sends browsers and login emails to"
+            why = f"{who} {named[:200]} instead of {self._public_url}"
             remedy = "have domain.resolveOrg of the application return the public URL"
         else:
             return

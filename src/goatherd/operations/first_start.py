@@ -70,8 +70,9 @@ async def check_first_start(directory: Path, org: str, open_store: OpenStore) ->
         f"none of the {describe_count(len(commits), 'commit')} in {directory / SESSIONS_LOG} verifies with the identity"
         f" in {name} (root {document.current.id}): the data belong to another identity",
         hint=f"If a GoatDB server has written the data, bring its identity into a store: `goatherd migrate {directory}"
-        " --provider URI`. Otherwise check --data, --org and the store's address. To use this identity although the"
-        " data do not belong to it, add --accept-identity.",
+        " --provider URI`. If a server that was started by mistake has created them, move the directory away. Otherwise"
+        " check --data, --org and the store's address. To use this identity although the data do not belong to it, add"
+        " --accept-identity.",
     )
 
 

@@ -279,6 +279,15 @@ def test_an_organization_that_is_not_named_keeps_the_server_from_being_started(
     assert not os.path.lexists(settings(data))
 
 
+def test_what_a_start_with_the_wrong_organization_left_does_not_keep_the_server_from_being_started(
+    goatherd: Goatherd, store: str, data: Path
+) -> None:
+    (data / "acme").mkdir()
+    (data / "acme/.goatherd.seen.json").write_text("{}")
+    goatherd("run", "--provider", store, "--data", str(data), "--create", "--", "sh", "-c", f"touch {data}/started")
+    assert (data / "started").exists()
+
+
 def test_a_secret_that_is_not_found_names_the_organization(goatherd: Goatherd, tmp_path: Path, data: Path) -> None:
     nowhere = f"file://{tmp_path}/nothing/{{org}}/root"
     for words in (["fetch", "--data", str(data)], ["show"]):
@@ -303,9 +312,13 @@ def test_a_root_that_was_invented_after_a_migration_is_not_to_be_migrated(
 
 
 @pytest.mark.slow
-def test_a_server_that_makes_a_root_for_another_organization_is_stopped_at_once(store: str, data: Path) -> None:
-    invent = 'mkdir -p "$1" && cat > "$1/settings.json" && exec sleep 300'
-    process = start(store, data, "--ready-timeout", "5m", "--", "sh", "-c", invent, "sh", str(data / "acme"))
+@pytest.mark.parametrize("file", ["settings.json", "sys/sessions.jsonl"])
+def test_a_server_that_makes_a_root_for_another_organization_is_stopped_at_once(
+    store: str, data: Path, file: str
+) -> None:
+    """GoatDB writes the log first, and settings.json only when it ends or gets a client."""
+    invent = 'mkdir -p "$1/sys" && cat > "$1/$2" && exec sleep 300'
+    process = start(store, data, "--ready-timeout", "5m", "--", "sh", "-c", invent, "sh", str(data / "acme"), file)
     _, err = process.communicate(to_settings(first(), ()).decode(), timeout=120)
     assert process.returncode == EXIT_CODES["agent"]
     assert "--org acme" in err

@@ -94,6 +94,7 @@ def test_a_script_without_goatdb_s_address_in_front_passes_byte_for_byte(script:
         ("https://goats.example", None, "start with --public-url"),
         ("https://[goats", None, "start with --public-url"),
         (None, "https://goats.example", "login emails name http"),
+        ("https://third.example", "https://goats.example", "sends browsers and login emails to https://third.example"),
         ("https://goats.example", "https://goats.example", None),
     ],
 )
