@@ -23,12 +23,10 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.wire.commit import Commit
-from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.deadlines import HANG
 from tests.fakes.upstream_child import UpstreamChild
 from tests.unit.goats import NOW, ORG, element, owned, root, signed_header
 
-NOTE = Schema(ns="note", version=1, fields=(SchemaField(name="text", type="string", required=True),))
 A, B = root("root-a"), root("root-b")
 X, Y = owned("anon-x"), owned("anon-y")
 
@@ -153,9 +151,7 @@ async def world(
     clock = Standing()
     trust = TrustedSessions(org=ORG, identity=given or identity(), clock=clock)
     async with contextlib.AsyncExitStack() as stack:
-        child = await stack.enter_async_context(
-            UpstreamChild(A, clock=clock, registry=Registry([NOTE]), leaks=leaks, work=work)
-        )
+        child = await stack.enter_async_context(UpstreamChild(A, clock=clock, leaks=leaks, work=work))
         for session in sessions:
             child.introduce(session.session)
         door = await stack.enter_async_context(

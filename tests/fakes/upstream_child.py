@@ -49,7 +49,7 @@ from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.items import record_data
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage
-from goatherd.wire.schema import BUILTIN, Registry
+from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.fakes.goatdb_paths import log_file, repository_id
 
 SESSIONS = "/sys/sessions"
@@ -57,6 +57,10 @@ STATS = "/sys/stats"
 USERS = "/sys/users"
 
 APPLICATION = b'console.log("serverURL", "http://localhost:1");\n'
+
+NOTE = Schema(ns="note", version=1, fields=(SchemaField(name="text", type="string", required=True),))
+THING = Schema(ns="thing", version=1, fields=(SchemaField(name="n", type="number", required=True),))
+APPLICATION_SCHEMAS = Registry([NOTE, THING])
 
 _FATAL_COUNT = 10_000_000
 _FATAL_NAME = 255
@@ -119,7 +123,7 @@ class UpstreamChild:
         root: OwnedSession | None,
         *,
         org: str = "localhost",
-        registry: Registry = BUILTIN,
+        registry: Registry = APPLICATION_SCHEMAS,
         clock: Clock | None = None,
         settle: timedelta = timedelta(0),
         leaks: bool = True,
@@ -508,12 +512,21 @@ class UpstreamChild:
             raise FailedError
         if "hasOwnProperty" in json.dumps(contents):
             raise FailedError  # the decoder throws
+        if "r" in contents and not self._has_schema(contents["r"]):
+            return None
         try:
             commit = Commit.from_json(raw, org=self.org, registry=self._registry)
         except (DecodeError, RecursionError):
             return None
         self._decoded[commit.id] = commit
         return commit
+
+    def _has_schema(self, record: Any) -> bool:
+        """Return whether a record names a schema that the application has registered; others are not stored."""
+        marker = record.get("s") if isinstance(record, dict) else None
+        if marker == "null":
+            return True
+        return isinstance(marker, str) and "/" in marker[:-1] and self._registry.from_marker(marker) is not None
 
     def _follow_deltas(self, path: str, commit_id: str) -> None:
         """Follow a chain of deltas; a circular one is followed endlessly, as soon as a client reads its key."""

@@ -472,8 +472,10 @@ class RepositoryIndex:
             if not waits_for or commit.id in self._key_of or not self._is_birth(commit):
                 ready.append(index)
         keys = {commit.key for commit in commits}
-        on_the_way = {each.key: each.namespace for each in self._pending.values() if each.key in keys}
-        batch = _Batch(keys=on_the_way, ids={}, deltas=set())
+        batch = _Batch(keys={}, ids={}, deltas=set())
+        for pending in self._pending.values():
+            if pending.key in keys:
+                batch.add_schema(pending)
         while ready:
             index = ready.popleft()
             commit = commits[index]
@@ -507,7 +509,8 @@ class RepositoryIndex:
                     DoorRule.DELTA, f"the base of delta commit {commit.id!r} is not among the commits of its item"
                 )
         else:
-            known = self._schemas.get(key) or batch.keys.get(key)
+            known = self._schemas.get(key)
+            known = batch.keys.get(key) if known is None else known
             if known is not None and known != commit.namespace:
                 return DroppedError(DoorRule.SCHEMA, f"commit {commit.id!r} must not change the schema of {key!r}")
         if any(self._holds_in_key(parent, key) or batch.ids.get(parent) == key for parent in commit.parents):
@@ -544,10 +547,14 @@ class _Batch:
 
     def add_commit(self, commit: Commit) -> None:
         self.ids[commit.id] = commit.key
-        if self.keys.get(commit.key) is None:
-            self.keys[commit.key] = commit.namespace
+        self.add_schema(commit)
         if commit.is_delta:
             self.deltas.add(commit.id)
+
+    def add_schema(self, commit: Commit) -> None:
+        """Record the schema of a commit's key. A delta names none, and leaves the one that is known."""
+        if self.keys.get(commit.key) is None:
+            self.keys[commit.key] = commit.namespace
 
 
 def _required_ids(commit: Commit) -> tuple[str, ...]:

@@ -339,6 +339,27 @@ async def test_a_commit_that_is_on_its_way_keeps_its_id() -> None:
     assert [each and each.rule for each in await index.hold_accepted([note("j", "a")])] == [DoorRule.COMMIT]
 
 
+async def test_what_is_on_its_way_tells_the_schema_of_its_key_also_beside_a_delta_and_an_empty_schema() -> None:
+    index = index_of(Held())
+    await index.refresh()
+    first, nameless = note("k"), commit_by(X, "e", {}, schema="/1")
+    edit = {"b": first.id, "e": {"sc": "1", "dc": "2", "c": {}}}
+    delta = replace_contents(note("k", parents=(first.id,)), edit)
+    for commit in (first, nameless, delta):
+        assert await index.hold_accepted([commit]) == [None]
+    for other in (
+        commit_by(X, "k", {"n": 1}, schema="thing/1", parents=[first.id]),
+        commit_by(X, "e", {"n": 1}, schema="thing/1", parents=[nameless.id]),
+    ):
+        (problem,) = await index.hold_accepted([other])
+        assert problem is not None
+        assert problem.rule is DoorRule.SCHEMA
+
+
+def replace_contents(commit: Commit, contents: dict[str, Any]) -> Commit:
+    return Commit.from_json({**commit.to_json(), "c": contents}, org=ORG)
+
+
 def test_no_more_ids_are_remembered_than_there_is_room_for() -> None:
     first_seen = FirstSeen(2)
     for commit_id in ("a", "b", "c"):

@@ -11,8 +11,7 @@ from goatherd.door.door import Door
 from goatherd.door.key_filter import script_with_server_url
 from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.errors import ConfigurationError
-from goatherd.wire.schema import Registry
-from tests.cluster.door_world import NOTE, A, Standing, identity, world
+from tests.cluster.door_world import A, Standing, identity, world
 from tests.fakes.upstream_child import APPLICATION, UpstreamChild
 from tests.unit.goats import ORG, element
 
@@ -102,7 +101,7 @@ async def test_a_server_that_names_another_address_than_the_door_s_is_reported_w
     caplog: pytest.LogCaptureFixture, named: str | None, public_url: str | None, expected: str | None
 ) -> None:
     clock = Standing()
-    async with UpstreamChild(A, clock=clock, registry=Registry([NOTE])) as child:
+    async with UpstreamChild(A, clock=clock) as child:
         child.resolves_to = named
         trust = Quiet(org=ORG, identity=identity(A), clock=clock)
         async with Door(upstream=child.url, trust=trust, clock=clock, public_url=public_url) as door:
