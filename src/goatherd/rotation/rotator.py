@@ -1315,7 +1315,8 @@ class Rotator:
         elif action.outcome in (Outcome.ROTATED, Outcome.RESTORED):
             _log.info(event_text(LogEvent.ROTATION_ENDED, rotation=report.rotation_id, current=report.current_id))
         if abandoned and intent.goal is not Goal.ABANDON:
-            message = f"the rotation was abandoned: {report.reason}"
+            ended = {"cancelled": "cancelled", "rolled-back": "rolled back"}.get(report.event or "", "ended")
+            message = f"the rotation was {ended}: {report.reason}"
             hint = UnhealthyError.hint if self._health.is_failing else self._observer.hint
             if report.event is None:
                 hint = (

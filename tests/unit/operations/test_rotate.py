@@ -137,9 +137,7 @@ async def test_the_trail_of_a_rotation_that_a_revocation_ends_is_signed_by_the_r
         await step()
 
     herd.clock.on_tick = tick
-    with pytest.raises(
-        NotAdoptedError, match="the rotation was abandoned: root root-a was revoked meanwhile"
-    ) as caught:
+    with pytest.raises(NotAdoptedError, match="the rotation was ended: root root-a was revoked meanwhile") as caught:
         await rotate(store, herd.nodes, policy, audit_log=path, clock=herd.clock)
     _, document = await store.read()
     assert caught.value.report is not None
