@@ -324,9 +324,9 @@ def test_a_session_is_taken_from_the_signed_commit_and_not_from_the_head_of_its_
     evil = replace(owned("evil").session, id=X.id, owner="root")
     newer = introduction(evil, Y, claimed=A.id, ts=NOW + 5)
     node = Node(A, A, logs={"/sys/sessions": [newer.to_json()]})
+    assert node.repository("/sys/sessions").find_head(X.id) == newer
     real = introduction(X, A)
     node.sync(A, "/sys/sessions", [real])
-    assert node.repository("/sys/sessions").find_head(X.id) == newer
     assert node.pool.get_session(X.id) == X.session
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from goatherd.admission.commits import MAP_MARK, CommitFault, NotAdmittedError, decode_commit, is_nested_deeper
 from goatherd.admission.requests import RequestLimits
+from goatherd.errors import AuthorMismatchError, InvalidSignatureError, UnknownSignerError, VerificationError
+from goatherd.identity.session import parse_signature
 from goatherd.node.repository import Repository
 from goatherd.wire.commit import Commit
 
@@ -62,3 +64,16 @@ def check_against(commit: Commit, repository: Repository) -> None:
     known = repository.namespace_of(commit.key)
     if known is not None and commit.namespace != known:
         raise NotAdmittedError(f"commit {commit.id!r} must not change the schema of item {commit.key!r} from {known!r}")
+
+
+def is_damaged(commit: Commit, verdict: VerificationError | None) -> bool:
+    """Return whether the verdict on a commit of this server's log shows that the commit was changed in the log.
+
+    A commit whose signer is unknown may become valid later, unless it names another session than its signature.
+    """
+    if isinstance(verdict, UnknownSignerError):
+        try:
+            return parse_signature(commit.signature or "").session_id != commit.session
+        except VerificationError:
+            return True
+    return isinstance(verdict, InvalidSignatureError | AuthorMismatchError)

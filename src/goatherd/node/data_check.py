@@ -30,14 +30,12 @@ from typing import Final, TypeVar
 from goatherd.clock import Clock
 from goatherd.cluster.server_answers import LogsReport
 from goatherd.errors import (
-    AuthorMismatchError,
     DecodeError,
     GoatherdError,
-    InvalidSignatureError,
     UnknownSignerError,
     VerificationError,
 )
-from goatherd.identity.session import parse_signature
+from goatherd.node.commit_checks import is_damaged
 from goatherd.node.engine import Engine
 from goatherd.node.log_storage import FileLog, LogDirectory
 from goatherd.telemetry import Event, event_text
@@ -134,14 +132,6 @@ def order_repositories(paths: Sequence[str]) -> list[str]:
     The sessions in it determine which signatures in the other repositories are valid.
     """
     return sorted(paths, key=lambda path: (path not in _FIRST, path))
-
-
-def _is_signed_by_its_session(commit: Commit) -> bool:
-    """Return whether a commit names the same session as its signature; if not, one of the two was changed."""
-    try:
-        return parse_signature(commit.signature or "").session_id == commit.session
-    except VerificationError:
-        return False
 
 
 def _guess_id(raw: bytes) -> str | None:
@@ -268,23 +258,27 @@ class DataCheck:
                     damaged += 1
                     self._damaged += 1
                     first = start if first is None else first
+            verified: list[str] = []
             starts = iter(start for start, outcome in batch if isinstance(outcome, Commit))
             for start, commit, verdict in zip(starts, commits, await self._verify_commits(commits), strict=True):
                 self._records += 1
                 if verdict is None:
                     if commit.id in wrong:
                         good[commit.id] = commit
+                    else:
+                        verified.append(commit.id)
                     continue
-                if isinstance(verdict, UnknownSignerError) and _is_signed_by_its_session(commit):
+                if isinstance(verdict, UnknownSignerError) and not is_damaged(commit, verdict):
                     self._unknown.setdefault(path, Counter())[commit.session] += 1
                     self._first.setdefault(path, start)
                     continue
                 first = start if first is None else first
-                if isinstance(verdict, InvalidSignatureError | AuthorMismatchError | UnknownSignerError):
+                if is_damaged(commit, verdict):
                     wrong.setdefault(commit.id, []).append(commit)
                     self._unverifiable += 1
                 else:
                     self._unverifiable += 1
+            self._engine.note_verified(path, verified)
             if len(batch) == BATCH:
                 await pause_after(self._clock, self._clock.monotonic() - began)
         if wrong and self._engine.withhold_damaged(path, wrong, good):

@@ -481,6 +481,7 @@ class Database:
             instance=self.instance,
         )
         engine.on_withheld = self._is_withholding.set
+        engine.on_damaged = self._fetch_again
         await self._run_to_end(asyncio.to_thread(engine.load_sessions))
         if engine.withheld_count:
             self._is_withholding.set()  # the engine has called from another thread

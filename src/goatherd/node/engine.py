@@ -66,7 +66,7 @@ from goatherd.identity.session import (
     verify_commit,
 )
 from goatherd.identity.session_commits import SESSIONS_SCHEMA, session_fields
-from goatherd.node.commit_checks import check_against, read_commit
+from goatherd.node.commit_checks import check_against, is_damaged, read_commit
 from goatherd.node.concurrent_creation import merge_creations, portions_of, unmerged_creations
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.unused_sessions import UNUSED_LOG, UnusedSessions
@@ -321,6 +321,7 @@ class Engine:
         self.unused: UnusedSessions | None = None
         self.on_first_use: Callable[[], None] = lambda: None
         self.on_withheld: Callable[[], None] = lambda: None
+        self.on_damaged: Callable[[str], None] = lambda _: None
         self._withheld: dict[tuple[str, str], None] = {}
         self._being_introduced: set[str] = set()
 
@@ -431,6 +432,24 @@ class Engine:
             return False
         self._views.drop_views(path)
         return True
+
+    def note_verified(self, path: str, commit_ids: Iterable[str]) -> None:
+        """Note that commits of a repository's log were verified, so that they may be sent without another check."""
+        repository = self._repositories.get(path)
+        if repository is not None:
+            repository.unverified.difference_update(commit_ids)
+
+    def _verify_held(self, path: str, commits: Sequence[Commit]) -> EngineSteps[None]:
+        """Verify commits of a repository that were read from its log, and withhold those that are damaged."""
+        verification = self.pool.prepare_verification(commits, held=True)
+        yield EngineStep(verification.run)
+        verdicts = zip(commits, self.pool.conclude_verification(verification), strict=True)
+        wrong = {commit.id: [commit] for commit, verdict in verdicts if is_damaged(commit, verdict)}
+        if wrong:
+            known, good = self._wrong.get(path, ({}, {}))
+            self.withhold_damaged(path, {**known, **wrong}, good)
+            self.on_damaged(path)
+        self.note_verified(path, [commit.id for commit in commits])
 
     def note_writable(self, path: str, can_be_written: bool) -> None:
         """Record whether a repository's log can be written at present.
@@ -1151,8 +1170,24 @@ class Engine:
     # --- answering ---------------------------------------------------------------------------------------------------
 
     def _build_replies(self, elements: Sequence[_Element], requester: Session, now_ms: int) -> EngineSteps[bytes]:
-        """Build the body of the answer to ``POST /batch-sync``, with one reply for each element of the request."""
-        views = [self._views.view_for(self._repositories[element.path], requester) for element in elements]
+        """Build the body of the answer to ``POST /batch-sync``, with one reply for each element of the request.
+
+        SECURITY: commits that were read from a log are verified before they are sent for the first time, and the
+        answer is built again, so that no damaged commit is sent as a genuine one (tests/unit/node/test_data_check.py).
+        """
+        while True:
+            body, unverified = yield from self._build_answer(elements, requester, now_ms)
+            if not unverified:
+                return body
+            for path, commits in unverified.items():
+                yield from self._verify_held(path, commits)
+
+    def _build_answer(
+        self, elements: Sequence[_Element], requester: Session, now_ms: int
+    ) -> EngineSteps[tuple[bytes, dict[str, list[Commit]]]]:
+        """Build the body of an answer; return it with the commits in it that were not verified yet, by repository."""
+        repositories = [self._repositories[element.path] for element in elements]
+        views = [self._views.view_for(repository, requester) for repository in repositories]
         born_under = None
         if not requester.is_root:
             introductions = self.get_repository(SESSIONS_PATH).commits_of(requester.id)
@@ -1162,6 +1197,7 @@ class Engine:
         brought = [bool(element.brought) for element in elements]
         remembered = None if requester.is_root else requester.id
         looks = self._views.recall_looks(views, remembered, asked, brought, now_ms)
+        unverified: dict[str, list[Commit]] = {}
 
         def build_body() -> bytes:
             room = ReplyBudget(self.limits.reply_bytes, self.limits.reply_lookups)
@@ -1171,20 +1207,24 @@ class Engine:
                     looks[index] = self._views.take_look(views[index], remembered, asked[index], room)
                 elif remembered is not None:
                     views[index].memory.store(remembered, look)
-            return encode_reply(
-                (
-                    element.given_path,
-                    self._views.build_reply(view, message, look, is_new, now_ms, born_under=born_under, room=room),
+            replies = []
+            for index, element in enumerate(elements):
+                room.chosen.clear()
+                reply = self._views.build_reply(
+                    views[index], asked[index], looks[index], brought[index], now_ms, born_under=born_under, room=room
                 )
-                for element, view, message, look, is_new in zip(elements, views, asked, looks, brought, strict=True)
-            )
+                replies.append((element.given_path, reply))
+                found = [commit for commit in room.chosen if commit.id in repositories[index].unverified]
+                if found:
+                    unverified.setdefault(element.path, []).extend(found)
+            return encode_reply(replies)
 
         left = [index for index, look in enumerate(looks) if look is None]
-        is_light = sum(self._repositories[elements[index].path].weight for index in left) <= _LIGHT
+        is_light = sum(repositories[index].weight for index in left) <= _LIGHT
         if is_light and sum(len(views[index].commits) for index in left) <= BIG_VIEW:
-            return build_body()
+            return build_body(), unverified
         body: bytes = yield EngineStep(lambda _: build_body())
-        return body
+        return body, unverified
 
     # --- reading and writing from Python -----------------------------------------------------------------------------
 

@@ -135,6 +135,8 @@ class Repository:
         version: A number that increases with every added commit. A cache of the repository's contents is valid for one
             version only.
         undecodable: Number of the log's records that are not commits; they stay in the log.
+        unverified: Ids of commits that were read from the log and not verified since. A damaged disk may have changed
+            them, so clients and peers get them only after `goatherd.node.engine` has verified them.
         weight: Approximate size of the commits in bytes, with at most `MAX_WEIGHT` for each.
     """
 
@@ -157,6 +159,7 @@ class Repository:
         self.ids: list[str] = []
         self.version = 0
         self.undecodable = 0
+        self.unverified: set[str] = set()
         self.weight = 0
         self._own_session = own_session
         self._shown: list[str] | None = None  # what may be sent, in this order; None while that is `ids`
@@ -187,6 +190,7 @@ class Repository:
             StorageError: The log cannot be read.
         """
         self._index_commits(self._read_commits(wrong or {}))
+        self.unverified = set(self.ids)
 
     def _read_commits(self, wrong: Mapping[str, Sequence[Commit]]) -> Iterator[Commit]:
         """Yield the commits of the log, except those in `wrong`."""
@@ -324,10 +328,11 @@ class Repository:
             good: Undamaged commits from the same log that replace damaged ones with the same id.
 
         Returns:
-            Whether any of the damaged commits was part of the open repository until now.
+            Whether the open repository has changed.
         """
         out = {commit_id for commit_id in wrong if self._commits.get(commit_id) in wrong[commit_id]}
-        if not out:
+        found = [commit for commit_id, commit in good.items() if commit_id not in self._commits]
+        if not out and not found:
             return False
         left = Repository(
             self.path,
@@ -337,13 +342,14 @@ class Repository:
             own_session=self._own_session,
             registry=self.registry,
         )
-        for commit in self:
+        for commit in [*self, *found]:
             kept = good.get(commit.id) if commit.id in out else commit
             if kept is not None and not left.closes_a_cycle(kept):
                 kept.compact()
                 left._index_commits((kept,))
         left.version += self.version + 1
         left.undecodable = self.undecodable
+        left.unverified = (self.unverified - out) & left._commits.keys()
         left._held_keys, left._withheld, left._closed = self._held_keys, self._withheld, self._closed
         left._delayed = [commit_id for commit_id in self._delayed if commit_id in left._commits]
         if self._shown is not None:

@@ -89,11 +89,15 @@ class SessionView:
 
 @dataclass(slots=True)
 class ReplyBudget:
-    """How many more bytes and filter lookups one answer may take; all its elements share this budget."""
+    """How many more bytes and filter lookups one answer may take; all its elements share this budget.
+
+    `chosen` has the commits that were put into the answer since it was last emptied.
+    """
 
     left: int
     lookups: int
     is_untouched: bool = True
+    chosen: list[Commit] = field(default_factory=list)
 
     def take_bytes(self, size: int) -> bool:
         """Reserve room for some bytes in the answer; return False if there is not enough.
@@ -397,6 +401,7 @@ class Views:
             if (left < 0 and chosen) or not room.take_bytes(len(encoded)):
                 break
             chosen.append(encoded)
+            room.chosen.append(commit)
             ids[commit.id] = None
         merges = deque(ids) if view.merges else deque()
         while merges:
@@ -404,6 +409,7 @@ class Views:
                 if commit.id not in ids:
                     # Beyond the cap, or the filter claims it by chance: sending it again costs nothing.
                     chosen.append(commit.encoded)
+                    room.chosen.append(commit)
                     room.left -= len(chosen[-1])
                     ids[commit.id] = None
                     merges.append(commit.id)

@@ -254,6 +254,21 @@ async def test_damage_that_is_found_while_a_thread_reads_the_log_is_withheld_too
         assert (item and item.data["title"]) == ("a title" if has_good_copy else None)
 
 
+async def test_no_damaged_commit_is_sent_before_the_check_has_reached_it(
+    tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = [signed_commit(signer) for _ in range(3)]
+    write(tmp_path / "0", NOTES, [commits[0], Commit.from_json(altered(commits[1]), org=ORG), commits[2]])
+
+    async def never(_: data_check.DataCheck) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(data_check.DataCheck, "run", never)
+    async with cluster(tmp_path, 1, [document_of(signer)], links=lambda _: []) as (node,):
+        for _ in range(2):  # at the first request, and from what was verified then
+            assert await node.holds(NOTES, signer) == {commits[0].id, commits[2].id}
+
+
 async def test_what_is_damaged_is_fetched_again_from_a_peer(tmp_path: Path, signer: OwnedSession) -> None:
     commits = [signed_commit(signer) for _ in range(3)]
     spoilt = [commits[0], Commit.from_json(altered(commits[1]), org=ORG), b'{"id":' + b"\xff" * 9]

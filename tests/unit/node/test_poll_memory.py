@@ -323,8 +323,7 @@ def test_a_client_that_only_writes_and_polls_gets_what_the_plain_rule_sends(
 
 @pytest.mark.parametrize("count", [150, 600])
 def test_a_server_sends_what_a_client_has_lost_and_answers_with_every_commit_in_its_filter(count: int) -> None:
-    records = [commit_by(A, "k", {"n": 1}).to_json()]
-    records += [{**records[0], "id": f"commit-{number:018d}", "k": f"k{number}"} for number in range(count - 1)]
+    records = [commit_by(A, f"k{number}", {"n": 1}).to_json() for number in range(count)]
     node = Node(A, A, logs={"/data/test": records})
     node.pool.add_session_commit(introduction(X, A))
     dice = random.Random(count)
@@ -387,8 +386,7 @@ async def test_a_client_that_lacks_a_few_small_commits_is_answered_without_a_thr
 
 
 def test_a_root_can_request_a_commit_again_that_it_holds_and_counts() -> None:
-    first = commit_by(A, "k", {"n": 1}).to_json()
-    records = [{**first, "id": f"commit-{number:018d}", "k": f"k{number}"} for number in range(300)]
+    records = [commit_by(A, f"k{number}", {"n": 1}).to_json() for number in range(300)]
     node = Node(A, A, logs={"/data/test": records})
     client = Client(A.id, {record["id"] for record in records})
     dice = random.Random(1)
