@@ -13,7 +13,7 @@ gets a conflict and writes its value again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import takewhile
@@ -522,7 +522,7 @@ class KeyInventory:
             in progress.
         copies: Where a value can still be read after the store has destroyed it, as a phrase; None if nowhere.
         cause: The error for which the store could not be read; None if it was read.
-        anchors: The URI of the signer that holds the key of each anchor, by id; None for a former anchor.
+        anchors: Ids of the anchors, present and former, whose keys are in an HSM or a KMS.
     """
 
     holdings: tuple[Holding, ...]
@@ -532,7 +532,7 @@ class KeyInventory:
     unretired: tuple[tuple[str, int], ...]
     copies: str | None
     cause: GoatherdError | None = None
-    anchors: Mapping[str, str | None] = field(default_factory=dict)
+    anchors: frozenset[str] = frozenset()
 
     @property
     def problem(self) -> str | None:
@@ -616,10 +616,7 @@ async def take_key_inventory(
             grace=grace,
         ),
         roots=tuple(root.id for root in document.roots),
-        anchors={
-            **dict.fromkeys(document.anchor_ids),
-            **{one.id: one.signer for one in (document.anchor, document.next_anchor) if one is not None},
-        },
+        anchors=document.anchor_ids,
         recorded=document.retired_ids,
         unretired=roots_with_keys(document) if document.rotation is None else (),
         copies=retained_copies(provider),

@@ -5,11 +5,9 @@ connections to the HSM or KMS belong to one thread with an event loop of its own
 thread. Code on another event loop calls `sign_aside`, which signs with a local key at once, and with a remote one in
 another thread.
 
-- A tool, such as ``goatherd rotate``, signs with the signer that the identity document names, if the operator has named
-  it, too, or a listed server was started with the signer of this key (`goatherd.named_signers`).
-- A server signs with a signer that it was started with (`RootSigners`), never with one that only the document names:
-  SECURITY: an attacker who can write the document must not choose where a server sends its credentials
-  (tests/unit/test_remote_keys.py).
+SECURITY: a signer gets this process's credentials, may read files and load a library. So a machine calls only signers
+that its own configuration names (the setting `signers`, or `--root-signer`), and the identity document, which an
+attacker may have written, names none (tests/unit/cli/test_direct_mode.py, tests/unit/test_remote_keys.py).
 
 Every signature is verified against the root's public key before it is used (`goatherd.signers.verified`). After a
 failed call, further calls fail at once for the time `REST`, so that callers need not wait for an unreachable signer.
@@ -27,7 +25,7 @@ from datetime import timedelta
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
-from goatherd.clock import Clock, SystemClock
+from goatherd.clock import Clock
 from goatherd.crypto import PublicKey, fingerprint
 from goatherd.errors import SignerConfigurationError, SignerError
 from goatherd.identity.remote_key import RemoteKey
@@ -123,20 +121,25 @@ class RootSigner:
 
     Args:
         uri: The signer's URI.
-        pinned: The public key that each signature must match; None for the one that the signer reports first.
 
     Attributes:
+        pinned: The public key that each signature must match: the one that the signer reports first; None before.
         error: Why the last call failed; None if it succeeded, or if there was none.
         used_at: When the last call ended, by `time.monotonic`; None before the first.
     """
 
-    def __init__(self, uri: str, pinned: PublicKey | None = None) -> None:
+    def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.pinned = pinned
+        self.pinned: PublicKey | None = None
         self.error: SignerError | None = None
         self.used_at: float | None = None
         self._signer: VerifiedSigner | None = None
         self._is_closed = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the signer was opened, so that it has connections to close."""
+        return self._signer is not None
 
     @property
     def call_counts(self) -> SignerCounts | None:
@@ -211,60 +214,70 @@ class RootSigner:
             _log.warning(event_text(Event.ROOT_SIGNER_RECOVERED, signer=before.signer, key=before.key))
 
 
-_OPENED: Final[dict[tuple[str, bytes], RootSigner]] = {}
-_OPENED_LOCK: Final = threading.Lock()
+def make_unnamed_error(public_key: PublicKey, holder: str = "the root") -> SignerConfigurationError:
+    """Return the error that no signer in the configuration of this machine holds the key with this public half.
 
-
-def sign_with(uri: str, public_key: PublicKey, data: bytes) -> bytes:
-    """Return a verified signature by the signer at `uri`, which this process opens at its first signature.
-
-    Raises:
-        SignerError: As for `RootSigner.sign`.
+    Args:
+        public_key: The public half.
+        holder: Whose key it is, such as ``"anchor 7f3k…"``.
     """
-    with _OPENED_LOCK:
-        signer = _OPENED.setdefault((uri, public_key.compressed), RootSigner(uri, public_key))
-    return signer.sign(data)
-
-
-def run_and_wait(work: Coroutine[Any, Any, R]) -> R:
-    """Run a coroutine on the event loop of the signers, and wait for its result in the calling thread."""
-    return _LOOP.run(work)
+    key = fingerprint(public_key)
+    return SignerConfigurationError(
+        f"no signer in the configuration of this machine holds the key of {holder}, which has the fingerprint {key}",
+        signer="signers",
+        key=key,
+        operation="sign",
+        hint='Name its signer in goatherd.toml: signers = ["URI"], or in the variable GOATHERD_SIGNERS, or with'
+        " `goatherd serve --root-signer URI`. `goatherd doctor --signer URI` shows the fingerprint of a signer's key.",
+    )
 
 
 class RootSigners:
-    """The signers with which one server may sign as a root whose key is in an HSM or a KMS (direct mode).
+    """The signers that this machine may call, by the URIs in its configuration. They hold keys of roots.
 
-    An async context manager. While it is entered, each signer is checked: at the start, every few minutes if it is not
-    used, and soon after a failure. So a server can report that it is able to sign with a key before a rotation makes
-    that key the current root.
+    An async context manager, which closes the signers at its end. With a clock, it also checks each signer while it is
+    entered: at the start, every few minutes if it is not used, and soon after a failure. So a server can report that it
+    is able to sign with a key before a rotation makes that key the current root.
 
     Args:
         uris: URIs of the signers.
-        clock: Waits between checks.
+        clock: Waits between checks; None to make no checks.
     """
 
     def __init__(self, uris: Iterable[str] = (), *, clock: Clock | None = None) -> None:
-        self._signers = tuple(RootSigner(uri) for uri in dict.fromkeys(uris))
-        self._clock: Clock = clock or SystemClock()
+        self._signers: dict[str, RootSigner] = {}
+        for uri in uris:
+            self.add(uri)
+        self._clock = clock
         self._task: asyncio.Task[None] | None = None
 
+    def add(self, uri: str) -> None:
+        """Add a signer that the operator has named for this run, such as that of a new anchor."""
+        self._signers.setdefault(uri, RootSigner(uri))
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """The URIs of the signers."""
+        return tuple(self._signers)
+
     async def __aenter__(self) -> Self:
-        if self._signers:
-            for one in self._signers:
+        if self._signers and self._clock is not None:
+            for one in self._signers.values():
                 one._open_signer()  # a URI that is wrong is an error at the start
-            self._task = asyncio.create_task(self._check_signers(), name="check the signers of roots")
+            self._task = asyncio.create_task(self._check_signers(self._clock), name="check the signers of roots")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await cancel_tasks(self._task)
         self._task = None
-        for one in self._signers:
-            await _threads().run(one.close)
+        for one in self._signers.values():
+            if one.is_open:
+                await _threads().run(one.close)
 
     @property
     def call_counts(self) -> list[SignerCounts]:
         """The number of calls to each signer that was called, and their outcomes."""
-        return [counts for one in self._signers if (counts := one.call_counts) is not None]
+        return [counts for one in self._signers.values() if (counts := one.call_counts) is not None]
 
     @property
     def states(self) -> list[dict[str, str | None]]:
@@ -274,17 +287,17 @@ class RootSigners:
                 "fingerprint": None if one.pinned is None else fingerprint(one.pinned),
                 "problem": None if one.error is None else one.error.code,
             }
-            for one in self._signers
+            for one in self._signers.values()
         ]
 
     def find_problem(self, root: OwnedSession) -> str | None:
         """Return the code of the error because of which this server cannot sign as `root`; None if none is known."""
         if not root.is_remote:
             return None
-        mine = next((one for one in self._signers if one.pinned == root.session.public_key), None)
+        mine = next((one for one in self._signers.values() if one.pinned == root.session.public_key), None)
         if mine is not None:
             return None if mine.error is None else mine.error.code
-        unknown = next((one for one in self._signers if one.pinned is None), None)
+        unknown = next((one for one in self._signers.values() if one.pinned is None), None)
         if unknown is None:
             return SignerConfigurationError.code
         return None if unknown.error is None else unknown.error.code
@@ -296,12 +309,17 @@ class RootSigners:
         """
         if not root.is_remote:
             return root
-        key = root.session.public_key
-        return OwnedSession(session=root.session, signer=RemoteKey(key, "", self._sign))
+        return OwnedSession(session=root.session, signer=RemoteKey(root.session.public_key, self.sign))
 
-    def _sign(self, _: str, public_key: PublicKey, data: bytes) -> bytes:
+    def sign(self, public_key: PublicKey, data: bytes) -> bytes:
+        """Return a verified signature by the signer that holds the key with this public half. Blocks.
+
+        Raises:
+            SignerConfigurationError: The configuration names no such signer.
+            SignerError: The signer refused, did not answer, or returned an invalid signature.
+        """
         failure: SignerError | None = None
-        for one in self._signers:
+        for one in tuple(self._signers.values()):
             try:
                 is_mine = one.read_key() == public_key
             except SignerError as error:
@@ -309,20 +327,14 @@ class RootSigners:
                 continue
             if is_mine:
                 return one.sign(data)
-        raise failure or SignerConfigurationError(
-            "this server was not started with the signer that holds the root's key",
-            signer="direct",
-            key=fingerprint(public_key),
-            operation="sign",
-            hint="Start it with --root-signer URI; `goatherd show` names the signer that holds the key.",
-        )
+        raise failure or make_unnamed_error(public_key)
 
-    async def _check_signers(self) -> None:
+    async def _check_signers(self, clock: Clock) -> None:
         while True:
-            for one in self._signers:
+            for one in self._signers.values():
                 idle = None if one.used_at is None else time.monotonic() - one.used_at
                 pause = CHECK_IDLE if one.error is None else CHECK_AGAIN
                 if idle is None or idle >= pause.total_seconds() or one.pinned is None:
                     with suppress(SignerError):
                         await _threads().run(one.check)
-            await self._clock.sleep(CHECK_AGAIN)
+            await clock.sleep(CHECK_AGAIN)

@@ -52,7 +52,7 @@ async def run(scale: Scale, _: Data) -> list[Row]:
         local = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
         async with AnchorKeys("localhost") as keys:
             key = await keys.open_new(uri, session_id=new_id(), now_ms=now_ms)
-            word = AnchorWord(anchor=key.record, session=key.session)
+            word = AnchorWord(session=key.session)
             document = await sign_aside(lambda: create_document(key.owned, now_ms, word=word), key.owned)
         ours = await stack.enter_async_context(_serve(top / "direct", document, uri))
         theirs = await stack.enter_async_context(_serve(top / "local", create_document(local, now_ms)))

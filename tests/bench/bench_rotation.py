@@ -206,7 +206,9 @@ async def count_anchor_calls(rounds: int) -> list[float]:
         await _ring(cluster)
 
     clock.on_tick = step
-    rotator = Rotator(provider, cluster.secret_id, cluster.nodes, clock=clock, open_signer=signers.open)
+    rotator = Rotator(
+        provider, cluster.secret_id, cluster.nodes, clock=clock, open_signer=signers.open, signers=signers.configured
+    )
     spent, anchor = [], AnchorChoice(signer="memory:kms")
     # The renewal after the first one also introduces the root from before the anchor.
     for choice in (anchor, UNCHANGED, *[UNCHANGED] * rounds):

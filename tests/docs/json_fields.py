@@ -118,7 +118,6 @@ OBJECTS: Final[dict[str, Fields]] = {
         "next": Field("object or null", "The next root, during a rotation.", "session"),
         "anchor": Field("object", "The root that alone endorses other roots; absent if there is none."),
         "anchor.": Field("object", "The anchor's session.", "session"),
-        "anchor.signer": Field("string", "URI of the signer that holds the anchor's private key."),
         "roots": Field("array of object", "The trusted roots."),
         "roots[].": Field("object", "The root.", "session"),
         "roots[].revoked": Field("boolean", "Whether the root is revoked."),
@@ -135,9 +134,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "rotation.phaseAt": Field("string", "Timestamp at which the phase began."),
         "rotation.stableVersion": Field("string", "Stored version that `stable` points at, if any."),
         "rotation.restores": Field("boolean", "Always true; present only when the rotation restores a previous root."),
-        "rotation.anchor": Field("object", "The new anchor; present only if the rotation adds or replaces the anchor."),
-        "rotation.anchor.id": Field("string", "Id of the anchor's session."),
-        "rotation.anchor.signer": Field("string", "URI of the signer that holds the anchor's private key."),
+        "rotation.anchor": Field("string", "Id of the new anchor, if the rotation adds or replaces the anchor."),
         "rotation.removesAnchor": Field("boolean", "Always true; present only if the rotation removes the anchor."),
         "endorsements": Field("array of object", "Signatures by which one root makes another trusted."),
         "endorsements[].by": Field("string", "Id of the root that signs."),
@@ -223,6 +220,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "roots": Field("array of object", "The roots of the identity."),
         "roots[].id": Field("string", "Id of the root."),
         "roots[].versions": Field("array of string", "Ids of the versions that hold the root's private key."),
+        "roots[].inSigner": Field("boolean", "Whether the root is an anchor, whose key is in an HSM or a KMS."),
         "roots[].recordedDestroyed": Field(
             "boolean", "Whether the history records that the root's private key is destroyed."
         ),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.errors import SignerUnavailableError
 from goatherd.identity.anchor import AnchorWord
@@ -13,7 +11,7 @@ from goatherd.identity.document import IdentityDocument, normalize_document, sig
 from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
-from goatherd.named_signers import NamedSigners
+from goatherd.remote_keys import RootSigners, make_unnamed_error
 from goatherd.rotation.anchor_keys import AnchorKeys
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 from goatherd.signers.verified import SigningPolicy, VerifiedSigner
@@ -76,8 +74,13 @@ class MemorySigners:
     def __getitem__(self, uri: str) -> MemorySigner:
         return self.by_uri.setdefault(uri, MemorySigner(uri))
 
-    def open(self, uri: str, pinned: PublicKey | None) -> VerifiedSigner:
-        return VerifiedSigner(self[uri], pinned=pinned, policy=SigningPolicy(invalid_signatures=0))
+    def open(self, uri: str) -> VerifiedSigner:
+        return VerifiedSigner(self[uri], policy=SigningPolicy(invalid_signatures=0))
+
+    @property
+    def configured(self) -> MemoryRootSigners:
+        """A configuration that names each of them, also those that the test opens later."""
+        return MemoryRootSigners(self)
 
     @property
     def signed(self) -> int:
@@ -85,35 +88,24 @@ class MemorySigners:
         return sum(one.signed for one in self.by_uri.values())
 
 
-class MemoryNamedSigners(NamedSigners):
-    """Signs as a root whose key is in one of a test's signers. With `is_refusing`, a call fails the test."""
+class MemoryRootSigners(RootSigners):
+    """The configuration of a machine that names a test's signers. With `is_refusing`, a direct signature fails it."""
 
     def __init__(self, signers: MemorySigners) -> None:
         super().__init__()
-        self._signers = signers
+        self._memory = signers
         self.is_refusing = False
 
-    def sign(self, uri: str, public_key: PublicKey, data: bytes) -> bytes:
+    @property
+    def uris(self) -> tuple[str, ...]:
+        return tuple(self._memory.by_uri)
+
+    def sign(self, public_key: PublicKey, data: bytes) -> bytes:
         assert not self.is_refusing, "the signer was asked"
-        signer = self._signers[uri]
-        assert signer.key.public_key == public_key
-        return signer.key.sign(data)
-
-
-def record_signer_calls(patch: pytest.MonkeyPatch) -> list[str]:
-    """Make every signer of a root unreachable, and return a list to which the URI of each called one is added."""
-    called: list[str] = []
-
-    sign = RemoteKey.sign
-
-    def sign_unless_named(self: RemoteKey, data: bytes) -> bytes:
-        if self.make_signature is None or isinstance(getattr(self.make_signature, "__self__", None), NamedSigners):
-            called.append(self.uri)
-            raise SignerUnavailableError("down", signer="memory", key=self.uri, operation="sign")
-        return sign(self, data)
-
-    patch.setattr(RemoteKey, "sign", sign_unless_named)
-    return called
+        for one in self._memory.by_uri.values():
+            if one.key.public_key == public_key:
+                return one.key.sign(data)
+        raise make_unnamed_error(public_key)
 
 
 async def make_own_identity(uri: str, *, generation: int, now_ms: int, is_direct: bool = False) -> IdentityDocument:
@@ -127,8 +119,8 @@ async def make_own_identity(uri: str, *, generation: int, now_ms: int, is_direct
     if is_direct:
         # It ends soon, which a controller records in the audit trail.
         session = replace(session, expiration_ms=now_ms + 86_400_000)
-        own = RemoteKey(session.public_key, uri, lambda _, __, data: signers[uri].key.sign(data))
+        own = RemoteKey(session.public_key, lambda _, data: signers[uri].key.sign(data))
         root, endorsements = OwnedSession(session=session, signer=own), []
-    word = AnchorWord(anchor=key.record, session=session, endorsements=tuple(endorsements))
+    word = AnchorWord(session=session, endorsements=tuple(endorsements))
     first = replace(create_document(root, now_ms, word=word), current=root, generation=generation)
     return normalize_document(sign_document(first, now_ms))

@@ -15,7 +15,6 @@ from zoneinfo import ZoneInfo
 
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.server_answers import ServerIdentity
-from goatherd.identity.anchor import AnchorRecord
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.key_retirement import RetirementRule
 from goatherd.identity.session import OwnedSession
@@ -289,9 +288,9 @@ def scenes() -> dict[str, ClusterStatus]:
         problem="it lags by one change",
         hint="Run `goatherd stores sync`.",
     )
-    anchored = status(replace(now, anchor=AnchorRecord(id=A, signer=ANCHOR)), herd(now))
+    anchored = status(replace(now, anchor=A), herd(now))
     holdings = anchored.keys.holdings[:1]
-    found["anchored"] = replace(anchored, keys=replace(anchored.keys, holdings=holdings, anchors={A: ANCHOR}))
+    found["anchored"] = replace(anchored, keys=replace(anchored.keys, holdings=holdings, anchors=frozenset({A})))
     found["regions"] = replace(status(now, regional), regions=(primary, follower))
     return {**found, **{phase.value: phase_status(phase) for phase in list(Phase)[1:]}}
 

@@ -68,13 +68,13 @@ def uri(anchor: int) -> str:
 async def word_for(document: IdentityDocument, successor: Session, choice: Choice, anchor: int) -> AnchorWord | None:
     """Let the real code collect the signatures for a rotation."""
     asked = AnchorChoice(signer=uri(anchor) if choice is Choice.SET else None, is_removed=choice is Choice.REMOVE)
-    async with AnchorKeys(ORG, SIGNERS.open) as keys:
+    async with AnchorKeys(ORG, SIGNERS.open, SIGNERS.configured) as keys:
         return await collect_anchor_signatures(keys, document, successor, asked, anchor_id=NAMES[anchor], now_ms=NOW)
 
 
 async def key_of(document: IdentityDocument, anchor: int) -> AnchorKey:
     """Return the anchor's key, whether the document lists it or not."""
-    keys = AnchorKeys(ORG, SIGNERS.open)
+    keys = AnchorKeys(ORG, SIGNERS.open, SIGNERS.configured)
     return await keys.open_new(uri(anchor), session_id=NAMES[anchor], now_ms=NOW)
 
 
@@ -119,10 +119,10 @@ def first(name: str) -> tuple[Pair, ...]:
     anchor = ANCHORED.anchor
 
     async def word() -> AnchorWord:
-        async with AnchorKeys(ORG, SIGNERS.open) as keys:
+        async with AnchorKeys(ORG, SIGNERS.open, SIGNERS.configured) as keys:
             key = await keys.open_new(uri(anchor), session_id=NAMES[anchor], now_ms=NOW)
             endorsement = await key.introduce(root("A").session, NOW)
-            return AnchorWord(anchor=key.record, session=key.session, endorsements=(endorsement,))
+            return AnchorWord(session=key.session, endorsements=(endorsement,))
 
     history: tuple[Pair, ...] = ((transitions.create_document(root("A"), NOW, word=asyncio.run(word())), ANCHORED),)
     if name != "an anchor":
@@ -269,8 +269,8 @@ def compare_anchored(real: IdentityDocument, abstract: Document) -> None:
     compare_documents(real, abstract)
     anchored = abstract.anchored
     assert anchored is not None
-    for record, number in ((real.anchor, anchored.anchor), (real.next_anchor, anchored.next)):
-        assert (None if record is None else record.id) == (None if number == NO_ANCHOR else NAMES[number])
+    for anchor, number in ((real.anchor, anchored.anchor), (real.next_anchor, anchored.next)):
+        assert anchor == (None if number == NO_ANCHOR else NAMES[number])
     assert tuple(map(as_change, real.anchor_changes)) == anchored.changes
     earlier = {(one.by, one.of) for one in real.endorsements if one.commit is not None and one.commit.is_earlier}
     assert earlier == {(NAMES[by], NAMES[of]) for by, of in anchored.earlier if (by, of) in abstract.endorsed}
@@ -330,7 +330,7 @@ def forged(history: tuple[Pair, ...], new: Document) -> IdentityDocument:
     record = None
     if new.anchor != NO_ANCHOR:
         own = asyncio.run(key_of(real, new.anchor))
-        record = own.record
+        record = own.session.id
         roots.setdefault(own.session.id, own.session)
         if new.stolen is Theft.ANCHOR:
             endorsed["Y", "X"] = asyncio.run(own.introduce(root("X").session, NOW))

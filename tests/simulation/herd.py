@@ -16,10 +16,10 @@ from goatherd.identity.revocations import commit_digest
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.strict_json import to_pretty_json
 from goatherd.identity.transitions import create_document
-from goatherd.named_signers import NamedSigners
 from goatherd.operations.sign import examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
+from goatherd.remote_keys import RootSigners
 from goatherd.rotation.machine import Outcome
 from tests.simulation.dice import Dice
 from tests.simulation.liar import INVALID, Liar
@@ -221,7 +221,7 @@ class Herd:
                             ask=_ask_no_server,
                             policy=self.world.policy,
                             clock=self.world.clock,
-                            signers=NamedSigners(),
+                            signers=RootSigners(),
                         )
                     except ConflictError:
                         self.world.trace.tell("mender", "meets a conflict")

@@ -295,7 +295,7 @@ def cancel_needs_the_anchor() -> None:
 
     async def asking(self: Any, document: IdentityDocument, *arguments: Any) -> IdentityDocument:
         if document.anchor is not None:
-            await self._anchor_keys.open_current(document).check_signing()
+            await (await self._anchor_keys.open_current(document)).check_signing()
         return await abandon(self, document, *arguments)
 
     rotator.Rotator._abandon_document = asking

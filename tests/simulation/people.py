@@ -17,6 +17,7 @@ from typing import Final
 from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, UnavailableError
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id
+from goatherd.remote_keys import RootSigners
 from goatherd.revocation.report import RevocationReport
 from goatherd.rotation.events import (
     ConflictMet,
@@ -39,6 +40,7 @@ from tests.simulation.loop import Process
 from tests.simulation.machine import MachineClock
 from tests.simulation.node import SimulatedNode
 from tests.simulation.revocations import Order, revoke
+from tests.simulation.signers import FIRST, SECOND
 from tests.simulation.world import NOTES, ORG, SECRET, World
 
 _PATIENCE: Final = timedelta(seconds=2)
@@ -264,6 +266,7 @@ class Operator:
                 started_by=self.name,
                 on_event=self._on_event,
                 open_signer=self._world.signers.opener(self._clock, self._on_signer),
+                signers=RootSigners((FIRST, SECOND)),
             )
             match goal:
                 case Goal.ROTATE:

@@ -20,6 +20,7 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.providers.values import CURRENT, VersionState
+from goatherd.remote_keys import RootSigners
 from goatherd.revocation.report import RevocationReport
 from goatherd.revocation.revoker import NEW, Revoker
 from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
@@ -28,6 +29,7 @@ from goatherd.rotation.events import Event
 from goatherd.wire.commit import Commit
 from tests.simulation.machine import EPOCH_MS
 from tests.simulation.node import SimulatedNode
+from tests.simulation.signers import FIRST, SECOND
 from tests.simulation.store import SimulatedStore
 from tests.simulation.world import NOTES, ORG, POLICY, SECRET, SESSIONS, World
 
@@ -97,6 +99,7 @@ async def revoke(
         clock=clock,
         on_event=heard,
         open_signer=world.signers.opener(clock, lambda call: world.trace.detail("signer", call)),
+        signers=RootSigners((FIRST, SECOND)),
     )
     return await revoker.revoke(root_id, reason="stolen", successor=NEW, reopen=order.reopen, destroy=order.destroy)
 

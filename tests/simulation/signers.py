@@ -15,16 +15,16 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import Clock
-from goatherd.crypto import PrivateKey, PublicKey
+from goatherd.crypto import PrivateKey
 from goatherd.errors import ConflictError, NodeError, SignerAccessDeniedError, SignerUnavailableError
-from goatherd.identity.anchor import AnchorRecord, AnchorWord, change_text
+from goatherd.identity.anchor import AnchorWord, change_text
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document, sign_document
 from goatherd.identity.root_signatures import Endorsement, endorse_root
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.session_commits import introduction_id
 from goatherd.identity.transitions import sign_again
-from goatherd.named_signers import NamedSigners
 from goatherd.providers.values import CURRENT
+from goatherd.remote_keys import RootSigners
 from goatherd.rotation.anchor_keys import AnchorKey, AnchorKeys
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
@@ -125,11 +125,9 @@ class SimulatedSigners:
         """Return how many seconds a call takes; a slow one mostly longer than the caller waits."""
         return self._dice.uniform(*_TAKES) + (1 + 9 * self.degree if self.trouble is Trouble.SLOW else 0.0)
 
-    def opener(self, clock: Clock, on_call: Callable[[str], None]) -> Callable[[str, PublicKey | None], VerifiedSigner]:
+    def opener(self, clock: Clock, on_call: Callable[[str], None]) -> Callable[[str], VerifiedSigner]:
         """Return the function with which a process opens signers; `on_call` is called for each call."""
-        return lambda uri, pinned: VerifiedSigner(
-            SimulatedSigner(uri, self, on_call), pinned=pinned, policy=_POLICY, clock=clock
-        )
+        return lambda uri: VerifiedSigner(SimulatedSigner(uri, self, on_call), policy=_POLICY, clock=clock)
 
     # --- the truth ----------------------------------------------------------------------------------------------------
 
@@ -171,7 +169,7 @@ async def first_word(world: World, root: OwnedSession, now_ms: int) -> AnchorWor
     async with AnchorKeys("localhost", world.signers.opener(world.clock, lambda call: None)) as keys:
         key = await keys.open_new(FIRST, session_id="anchor-first", now_ms=now_ms)
         endorsement = await key.introduce(root.session, now_ms)
-        return AnchorWord(anchor=key.record, session=key.session, endorsements=(endorsement,))
+        return AnchorWord(session=key.session, endorsements=(endorsement,))
 
 
 # --- the thief --------------------------------------------------------------------------------------------------------
@@ -233,13 +231,11 @@ async def _forgeries(document: IdentityDocument, thief: OwnedSession, now_ms: in
     roots = (*document.roots, thief.session)
     stolen = endorse_root(document.current, thief.session, now_ms)
     listed = replace(document, roots=roots, endorsements=(*document.endorsements, stolen), lineage=None)
-    own = AnchorKey(
-        thief.session, AnchorRecord(id=thief.id, signer="kms:thiefs"), OwnKey(thief), "localhost", NamedSigners()
-    )
+    own = AnchorKey(thief.session, OwnKey(thief), "localhost", RootSigners())
     others = [one for one in listed.endorsements if one.of != document.current.id]
     named = await own.introduce(document.current.session, now_ms)
     return [
         listed,
         replace(listed, anchor=None),
-        replace(listed, anchor=own.record, endorsements=(*others, named)),
+        replace(listed, anchor=thief.id, endorsements=(*others, named)),
     ]

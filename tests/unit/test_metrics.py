@@ -540,9 +540,7 @@ def test_every_metric_is_exported_by_whom_the_table_says(node_text: bytes) -> No
 async def test_the_lifetime_of_a_working_root_is_exported_if_an_anchor_has_endorsed_it() -> None:
     root = OwnedSession.generate(session_id="working", owner="root", now_ms=NOW_MS, lifetime=timedelta(days=30))
     key = await AnchorKeys("localhost", MemorySigners().open).open_new("memory:kms", session_id="anchor", now_ms=NOW_MS)
-    word = AnchorWord(
-        anchor=key.record, session=key.session, endorsements=(await key.introduce(root.session, now_ms=NOW_MS),)
-    )
+    word = AnchorWord(session=key.session, endorsements=(await key.introduce(root.session, now_ms=NOW_MS),))
     found = {one.metric: one.value for one in identity_samples(create_document(root, NOW_MS, word=word))}
     assert found[Metric.WORKING_ROOT_LIFETIME] == timedelta(days=30).total_seconds()
     assert Metric.WORKING_ROOT_LIFETIME not in {one.metric for one in identity_samples(create_document(root, NOW_MS))}

@@ -114,7 +114,7 @@ async def controller(
             write_metrics_file(metrics_file, store_name(options), lambda text: app.out.write_note(f"note: {text}"))
         )
         store = await stack.enter_async_context(open_store(options))
-        nodes = await stack.enter_async_context(open_nodes(options, store))
+        nodes = await stack.enter_async_context(open_nodes(options))
         if metrics is not None:
             host, port = parse_listen_address(metrics)
             try:
@@ -151,7 +151,7 @@ async def controller(
 
 async def _explain_schedule(app: App) -> int:
     schedule = build_schedule(app.options)
-    async with open_store(app.options) as store, open_nodes(app.options, store) as nodes:
+    async with open_store(app.options) as store, open_nodes(app.options) as nodes:
         found = await explain_schedule(store, nodes, schedule)
     app.out.result(explanation_data(store.name, schedule, found), explanation_lines(store.name, schedule, found))
     return 0

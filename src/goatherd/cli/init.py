@@ -49,7 +49,7 @@ async def init(app: App, anchor: str | None, create_key: bool, direct: bool) -> 
     if lifetimes and direct:
         raise click.UsageError(f"--direct cannot be combined with {min(lifetimes)}: such a root is valid for ten years")
     # Imported here, because importing the rotation package takes long.
-    from goatherd.cli.text.rotation import note_of_wait, warn_of_short_life
+    from goatherd.cli.text.rotation import note_of_signer, note_of_wait, warn_of_short_life
     from goatherd.operations.init import init_identity
     from goatherd.rotation.policy import check_lifetime
 
@@ -70,7 +70,9 @@ async def init(app: App, anchor: str | None, create_key: bool, direct: bool) -> 
         f"valid until {expires}" if direct else f"valid for {format_duration(new.lifetime)}, until {expires}",
     ]
     if document.is_direct and document.anchor is not None:
-        lines.append(f"its key is in {document.anchor.signer}, which makes each signature of the root (direct mode)")
+        lines.append(f"its key is in {anchor}, which makes each signature of the root (direct mode)")
     elif document.anchor is not None:
-        lines.append(f"endorsed by the anchor {document.anchor.id}, whose key is in {document.anchor.signer}")
+        lines.append(f"endorsed by the anchor {document.anchor}, whose key is in {anchor}")
+    if anchor is not None and anchor not in app.options.signers:
+        lines.append(note_of_signer(anchor))
     app.out.result(data, lines)

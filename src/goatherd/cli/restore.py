@@ -77,7 +77,7 @@ def sign(app: App, accept: bool, take_back: bool) -> int:
 
 async def _repair_signature(app: App, *, accept: bool, take_back: bool) -> int:
     options, written = app.options, None
-    async with open_store(options) as store, open_nodes(options, store) as nodes:
+    async with open_store(options) as store, open_nodes(options) as nodes:
         examined = await examine_signature(store.provider, store.secret_id)
         is_valid = examined.state is SignatureState.VALID
         if (accept or take_back) and not is_valid:

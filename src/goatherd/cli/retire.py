@@ -98,7 +98,7 @@ def _show_plan(app: App) -> int:
 
 async def _retire_keys(app: App) -> int:
     options = app.options
-    async with open_store(options) as store, open_nodes(options, store) as nodes:
+    async with open_store(options) as store, open_nodes(options) as nodes:
         done = await operation(store, nodes, build_policy(options), confirmed=True, audit_log=audit_log(app))
     now_ms = SystemClock().now_ms()
     data = report_data(done.report) | {"privateKeys": inventory_data(done.keys, now_ms)}

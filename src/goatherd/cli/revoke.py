@@ -175,7 +175,7 @@ async def _run_revocation(app: App, work: Callable[..., Awaitable[RevocationRepo
     options = app.options
     async with (
         open_store(options) as store,
-        open_nodes(options, store, timeout=operations.REQUEST_TIMEOUT) as nodes,
+        open_nodes(options, timeout=operations.REQUEST_TIMEOUT) as nodes,
     ):
         policy = build_policy(options)
         show = notify_each(partial(show_delay, app.out), partial(revocation_event, app.out))

@@ -35,6 +35,7 @@ from goatherd.cli.text.progress import RotationProgress, show_delay
 from goatherd.cli.text.replacement import replaced_event, replacement_data, replacement_lines
 from goatherd.cli.text.rotation import (
     bare_lines,
+    note_of_signer,
     note_of_wait,
     plan_data,
     plan_lines,
@@ -247,12 +248,14 @@ def rotate(
     }
     if what in ("", "resume"):
         lower_priority(app)
+    if anchor is not None and anchor not in app.options.signers:
+        app.out.write_note(note_of_signer(anchor))
     return run_interruptible(app, run_rotation(app, work[what], metrics_file), note="")
 
 
 async def _show_plan(app: App, to_phase: Phase | None, change: Mapping[str, Any]) -> int:
     options = app.options
-    async with open_store(options) as store, open_nodes(options, store) as nodes:
+    async with open_store(options) as store, open_nodes(options) as nodes:
         policy, health = build_policy(options), build_health_signals(options)
         plan = await operations.plan_rotation(store, nodes, policy, health=health, **change)
     app.out.result(plan_data(plan, to_phase), plan_lines(plan, to_phase))
@@ -261,7 +264,7 @@ async def _show_plan(app: App, to_phase: Phase | None, change: Mapping[str, Any]
 
 async def _drop_lost_anchor(app: App, reason: str) -> int:
     options = app.options
-    async with open_store(options) as store, open_nodes(options, store) as nodes:
+    async with open_store(options) as store, open_nodes(options) as nodes:
         document = await operations.drop_lost_anchor(
             store, nodes, build_policy(options), reason=reason, audit_log=audit_log(app)
         )
@@ -277,7 +280,7 @@ async def _drop_lost_anchor(app: App, reason: str) -> int:
 
 async def _replace_expired(app: App, *, unsafe_without_nodes: bool) -> int:
     options = app.options
-    async with open_store(options) as store, open_nodes(options, store) as nodes:
+    async with open_store(options) as store, open_nodes(options) as nodes:
         report = await operations.rotate(
             store,
             nodes,
@@ -327,7 +330,7 @@ async def _run_shown(
         store = await stack.enter_async_context(open_store(options))
         if metrics_file is not None:
             await stack.enter_async_context(read_identity_at_end(store, seen))
-        nodes = await stack.enter_async_context(open_nodes(options, store))
+        nodes = await stack.enter_async_context(open_nodes(options))
         stack.enter_context(progress)
 
         def describe(report: Report) -> list[str]:

@@ -78,5 +78,5 @@ async def _judge_keys(app: App, report: ScanReport) -> None:
             store = await stack.enter_async_context(open_store(app.options, is_reader=True))
             document = await compare_with_store(report, store)
         if listed_nodes(app.options):
-            nodes = await stack.enter_async_context(open_nodes(app.options, store))
+            nodes = await stack.enter_async_context(open_nodes(app.options))
             await ask_servers(report, nodes, None if document is None else document.current)

@@ -36,7 +36,7 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
 @peers_option
 @config_flag(
     "--root-signer",
-    "serve_root_signers",
+    "signers",
     "URI of an HSM or KMS key with which the server may sign as the root, in direct mode.",
 )
 @config_flag("--settings", "serve_settings", kind=ANY_PATH)

@@ -74,7 +74,7 @@ async def _show_status(app: App, *, roots: bool, versions: bool, watch: bool, ht
                 if store is None:
                     store = await stack.enter_async_context(open_store(options, is_reader=True))
                     if listed_nodes(options):
-                        nodes = await stack.enter_async_context(open_nodes(options, store))
+                        nodes = await stack.enter_async_context(open_nodes(options))
                 policy, grace = build_policy(options), options.rotation_grace
                 found = await read_status(store, nodes, policy, grace=grace, hidden=hidden, known=found)
             except GoatherdError as error:

@@ -78,7 +78,7 @@ async def _sync_stores(app: App) -> int:
 
 async def _promote_region(app: App, region: str, *, force: bool) -> int:
     options = app.options
-    async with open_store(options, is_reader=True) as store, open_nodes(options, store) as nodes:
+    async with open_store(options, is_reader=True) as store, open_nodes(options) as nodes:
         listed = nodes if listed_nodes(options) else None
         report = await promote_store(store, region, listed, force=force, audit_log=audit_log(app))
     app.out.result(promotion_data(report), promotion_lines(report, options.stores))

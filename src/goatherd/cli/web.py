@@ -52,7 +52,7 @@ async def web(app: App) -> None:
 
     async with AsyncExitStack() as stack:
         store: Store = await stack.enter_async_context(open_store(options, is_reader=True))
-        nodes = await stack.enter_async_context(open_nodes(options, store)) if listed_nodes(options) else None
+        nodes = await stack.enter_async_context(open_nodes(options)) if listed_nodes(options) else None
         collector = make_collector(options, store, nodes)
         signals = stack.enter_context(watch_stop_signals())
         await publish_views(collector, address, interval=options.web_interval, stop=signals.stop, on_ready=print_ready)

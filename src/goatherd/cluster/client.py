@@ -37,7 +37,6 @@ from goatherd.cluster.server_answers import (
 from goatherd.errors import (
     DecodeError,
     InvalidAnswerError,
-    NodeError,
     NodeRefusedError,
     NodeUnreachableError,
     SignerError,
@@ -382,19 +381,6 @@ class NodeClient:
         if identity is not None:
             self._learn_instance(identity.instance)
         return identity
-
-    async def has_signer(self, key_fingerprint: str) -> bool:
-        """Return whether the server reports that it was started with the signer of the key with this fingerprint.
-
-        It may be called in any event loop. A server that does not answer counts as one without the signer.
-        """
-        client = NodeClient(self.base_url, timeout=self._timeout, server_name=self._server_name, org=self._org)
-        async with client:
-            try:
-                report = await client.identity()
-            except NodeError:
-                return False
-        return report is not None and any(one.fingerprint == key_fingerprint for one in report.root_signers or ())
 
     async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None:
         """Ask the server to read its identity from the store now (``POST /goatherd/v1/refresh``).
@@ -783,20 +769,3 @@ async def _parse_sync_answer(content: bytes, most: int) -> Any:
         with suppress(DecodeError):
             return read_answer(content, most)
         raise error
-
-
-async def ask_for_signer(nodes: Iterable[object], key_fingerprint: str) -> bool:
-    """Return whether one of the servers was started with the signer of the key with this fingerprint.
-
-    It may be called in any event loop. Only servers that `NodeClient` reaches are asked.
-    """
-    asked = [asyncio.ensure_future(one.has_signer(key_fingerprint)) for one in nodes if isinstance(one, NodeClient)]
-    try:
-        for answer in asyncio.as_completed(asked):
-            if await answer:
-                return True  # other servers may not answer
-    finally:
-        for one in asked:
-            one.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
-    return False

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from goatherd.clock import Clock, SystemClock
-from goatherd.cluster.client import NodeClient, ask_for_signer
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import (
     ConfigurationError,
     DiscoveryError,
@@ -46,7 +46,6 @@ from goatherd.server_url import masked, parse_server_url
 if TYPE_CHECKING:
     from dns.asyncresolver import Resolver
 
-    from goatherd.named_signers import NamedSigners
     from goatherd.providers.capabilities import ServiceReader
 
 LINGER: Final = timedelta(seconds=30)
@@ -127,7 +126,6 @@ class NodeDirectory:
         clock: Tells the time.
         connect: Makes the client for a server's address; over HTTP by default.
         org: The organization that requests are about; needed if an agent serves several.
-        signers: The signers of the cluster's root; a server may have been started with one of them.
     """
 
     def __init__(
@@ -138,7 +136,6 @@ class NodeDirectory:
         clock: Clock | None = None,
         connect: Callable[[Place], NodeClient] | None = None,
         org: str | None = None,
-        signers: NamedSigners | None = None,
     ) -> None:
         self.addresses = tuple(addresses)
         self._org = org
@@ -149,8 +146,6 @@ class NodeDirectory:
         self._connect = connect or self._over_http
         self._seen: list[dict[Place, float]] = [{} for _ in self._sources]
         self._clients: dict[Place, NodeClient] = {}
-        if signers is not None:
-            signers.add_servers(lambda key: ask_for_signer(tuple(self._clients.values()), key))
 
     async def __aenter__(self) -> Self:
         return self

@@ -305,12 +305,6 @@ class Observer:
                 continue
             yield decode_commits(found.values(), self._org)
 
-    async def has_signer(self, key_fingerprint: str) -> bool:
-        """Return whether a server was started with the signer of the key with this fingerprint; in any event loop."""
-        from goatherd.cluster.client import ask_for_signer  # only direct mode needs it
-
-        return await ask_for_signer(tuple(self.nodes.values()), key_fingerprint)
-
     @property
     def is_discovered(self) -> bool:
         """Whether the servers are discovered by a source, such as DNS, rather than listed one by one."""

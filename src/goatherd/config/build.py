@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 from goatherd.clock import SystemClock
 from goatherd.config.options import Options
 from goatherd.errors import ConfigurationError, ProviderConfigurationError
-from goatherd.named_signers import NamedSigners
 from goatherd.operations.identity_store import Store, check_address_has_org
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
+from goatherd.remote_keys import RootSigners
 
 if TYPE_CHECKING:
     from goatherd.cluster.client import NodeClient
@@ -162,10 +162,9 @@ async def open_store(options: Options, *, org: str | None = None, is_reader: boo
         # That of the own region may lag, and unlike a server, a command does not know the identity in use.
         options = replace(options, stores_region=None)
     provider, template = configured_provider(options, [chosen], is_writer=not is_reader)
-    async with provider:
+    async with provider, RootSigners(options.signers) as signers:
         secret_id = secret_id_for(template, chosen)
         named = store_name(options, chosen)
-        signers = NamedSigners(options.serve_root_signers)
         yield Store(provider=provider, secret_id=secret_id, org=chosen, name=named, signers=signers)
 
 
@@ -174,12 +173,11 @@ def listed_nodes(options: Options) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
 
 
-def open_nodes(options: Options, store: Store | None, *, timeout: timedelta | None = None) -> NodeDirectory:
+def open_nodes(options: Options, *, timeout: timedelta | None = None) -> NodeDirectory:
     """Return a directory of the cluster's servers, to be entered with ``async with``.
 
     Args:
         options: The organization, the servers and the timeout.
-        store: The store that holds the cluster's identity; None if the command uses none.
         timeout: Timeout of one request with a large answer; the longer of this and `options.timeout` is used.
     """
     from goatherd.cluster.discovery import NodeDirectory
@@ -188,7 +186,6 @@ def open_nodes(options: Options, store: Store | None, *, timeout: timedelta | No
         listed_nodes(options),
         timeout=options.timeout if timeout is None else max(options.timeout, timeout),
         org=options.org,
-        signers=None if store is None else store.signers,
     )
 
 

@@ -59,7 +59,7 @@ def build_server(options: Options, *, accept_identity: bool = False) -> Server:
         limits=CallerLimits(**build_caller_limits(options)),
         forwarded_by=options.limits_forwarded_by,
         unused_sessions=options.serve_unused_sessions,
-        root_signers=options.serve_root_signers,
+        root_signers=options.signers,
     )
 
 

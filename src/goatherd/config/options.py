@@ -97,6 +97,12 @@ class Options:
     timeout: timedelta = _option(
         "Timeout of one request to a server.", timedelta(seconds=5), parse=values.parse_positive_duration
     )
+    signers: tuple[str, ...] = _option(
+        "URIs of the HSM and KMS keys that this machine may sign with, as the anchor or, in direct mode, as the root. "
+        "No other signer is called.",
+        (),
+        form="list of URIs",
+    )
 
     settings_refresh_interval: timedelta = _option(
         "How often a server reads the store, with a small jitter.",
@@ -129,13 +135,6 @@ class Options:
         (),
         parse=values.parse_urls,
         form="list of URLs",
-    )
-    serve_root_signers: tuple[str, ...] = _option(
-        "Signers with which `goatherd serve` may sign as the root, in direct mode. A signer that only the identity "
-        "names is never used. Commands use one only if this option names it, or a server in `nodes` was started with "
-        "it.",
-        (),
-        form="list of URIs",
     )
     serve_unused_sessions: int = _option(
         "How many sessions that have signed nothing yet a server keeps outside `/sys/sessions`; beyond that, it "

@@ -1,9 +1,9 @@
 """The anchor of an identity: a root whose key is in an HSM or a KMS, and which alone says which roots may sign.
 
-Pure. `AnchorRecord` names the anchor in the identity document. The root that signs every day is then a *working root*:
-an ordinary local key with a short life, endorsed by the anchor. A server that uses an identity with an anchor trusts
-only roots that the anchor has endorsed or introduced (`goatherd.identity.succession`; the rules are in
-docs/explanation/anchor.md).
+Pure. The identity document holds the anchor's id and public half, and nothing that says where its key is. The root that
+signs every day is then a *working root*: an ordinary local key with a short life, endorsed by the anchor. A server that
+uses an identity with an anchor trusts only roots that the anchor has endorsed or introduced
+(`goatherd.identity.succession`; the rules are in docs/explanation/anchor.md).
 
 The role of the anchor ends by an `AnchorChange`: the anchor's signed statement that another root is the anchor from now
 on, or that a given root signs without an anchor. An endorsement by the anchor does not end the role, because every
@@ -20,8 +20,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from goatherd.errors import MalformedIdentityError, SuccessionError
-from goatherd.identity.json_members import JSONObject, json_member, read_id, read_number, read_signature, read_text
+from goatherd.errors import SuccessionError
+from goatherd.identity.json_members import JSONObject, json_member, read_id, read_number, read_signature
 from goatherd.identity.root_signatures import Endorsement
 from goatherd.identity.session import Session, is_statement_signed, signed_text
 
@@ -29,27 +29,6 @@ DOMAIN: Final = "anchor/1"
 KEPT_CHANGES: Final = 1
 """How many permanent changes of the anchor a document keeps. A server that has missed more of them must be
 started with `--accept-identity`."""
-MAX_SIGNER_CHARACTERS: Final = 500
-
-
-def _read_signer(value: Any, where: str) -> str:
-    signer = read_text(value, where, limit=MAX_SIGNER_CHARACTERS)
-    if ":" not in signer or not signer.isprintable():
-        raise MalformedIdentityError(f"{where} must be the URI of a signer")
-    return signer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnchorRecord(JSONObject):
-    """The entry for the anchor (the root that alone says which roots may sign) in an identity document.
-
-    Attributes:
-        id: Session id of the anchor; its public half is among the roots.
-        signer: URI of the signer (the HSM or KMS) that holds the anchor's key. It contains no credential.
-    """
-
-    id: str = json_member("id", read_id)
-    signer: str = json_member("signer", _read_signer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +61,23 @@ class AnchorWord(NamedTuple):
     """The anchor's signatures for one change of the identity document, collected before the new document is made.
 
     Attributes:
-        anchor: The anchor from the time at which the next root is the current root; None if there is no anchor then.
-        session: The root session of `anchor`; None if `anchor` is None.
+        session: The root session of the anchor from the time at which the next root is the current root; None if there
+            is no anchor then.
         endorsements: Endorsements of roots, by this anchor and by the anchor that it replaces.
         changes: The statements by which the role of the anchor passes on, or passes back if the rotation is rolled
             back.
         proofs: The anchor's signature over the revocation of each root that is revoked, by the id of that root.
     """
 
-    anchor: AnchorRecord | None
     session: Session | None
     endorsements: tuple[Endorsement, ...] = ()
     changes: tuple[AnchorChange, ...] = ()
     proofs: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def anchor(self) -> str | None:
+        """The id of the anchor; None if there is none."""
+        return None if self.session is None else self.session.id
 
 
 class AnchoredTrust(NamedTuple):

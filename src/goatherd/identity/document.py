@@ -29,7 +29,6 @@ from goatherd.errors import (
 from goatherd.identity.anchor import (
     AnchorChange,
     AnchoredTrust,
-    AnchorRecord,
     verify_change,
 )
 from goatherd.identity.json_members import (
@@ -45,7 +44,7 @@ from goatherd.identity.json_members import (
     read_time,
 )
 from goatherd.identity.lineage import Lineage
-from goatherd.identity.remote_key import RemoteKey, Sign, refuse_to_sign
+from goatherd.identity.remote_key import RemoteKey, Sign
 from goatherd.identity.revocations import BESIDE, Revocation, verify_proof
 from goatherd.identity.root_signatures import (
     MEMBER,
@@ -95,7 +94,7 @@ class RotationRecord(JSONObject):
         phase_at: When `phase` began, in milliseconds since 1970.
         stable_version: The version id, in the store, of the identity document to roll back to.
         is_restore: Whether `to_id` is a previous root that is restored, and not a new one.
-        anchor: The new anchor (the root that says which roots may sign), which replaces the present one at the
+        anchor: Id of the new anchor (the root that says which roots may sign), which replaces the present one at the
             activation; None if the rotation brings no new anchor.
         removes_anchor: Whether the activation removes the anchor and brings no new one.
     """
@@ -109,7 +108,7 @@ class RotationRecord(JSONObject):
     phase_at: int = json_member("phaseAt", read_time, iso)
     stable_version: str | None = json_member("stableVersion", read_text, default=None, is_nullable=True)
     is_restore: bool = json_member("restores", read_flag, default=False)
-    anchor: AnchorRecord | None = json_member("anchor", AnchorRecord.from_json, AnchorRecord.to_json, default=None)
+    anchor: str | None = json_member("anchor", read_id, default=None)
     removes_anchor: bool = json_member("removesAnchor", read_flag, default=False)
 
 
@@ -159,8 +158,8 @@ class IdentityDocument:
         generation: Rises by one with every write; 0 if the JSON has none.
         current: The current root, with its private key; in direct mode that key is in an HSM or a KMS.
         roots: The public halves of all listed roots, including the current one, the anchor and revoked roots.
-        anchor: The root that alone says which roots may sign, and the URI of the signer that holds its key; None if
-            the current root itself endorses the next one.
+        anchor: Id of the root that alone says which roots may sign, and whose key is in an HSM or a KMS; None if the
+            current root itself endorses the next one.
         anchor_changes: The signed statements by which the role of the anchor passed to another root, oldest first; only
             the latest are kept.
         former_anchors: The ids of the anchors before the present one, oldest first, back to the last time at which the
@@ -185,7 +184,7 @@ class IdentityDocument:
     generation: int
     current: OwnedSession
     roots: tuple[Session, ...]
-    anchor: AnchorRecord | None = None
+    anchor: str | None = None
     anchor_changes: tuple[AnchorChange, ...] = ()
     former_anchors: tuple[str, ...] = ()
     next: OwnedSession | None = None
@@ -225,12 +224,12 @@ class IdentityDocument:
     @property
     def anchor_session(self) -> Session | None:
         """The anchor's root session; None if the identity has no anchor."""
-        return None if self.anchor is None else self.find_root(self.anchor.id)
+        return None if self.anchor is None else self.find_root(self.anchor)
 
     @property
     def is_direct(self) -> bool:
         """Whether the current root is the anchor itself, so that each root signature is made in an HSM or a KMS."""
-        return self.anchor is not None and self.anchor.id == self.current.id
+        return self.anchor is not None and self.anchor == self.current.id
 
     @property
     def uses_remote_key(self) -> bool:
@@ -238,8 +237,8 @@ class IdentityDocument:
         return self.current.is_remote or (self.next is not None and self.next.is_remote)
 
     @property
-    def next_anchor(self) -> AnchorRecord | None:
-        """The anchor after the activation of the rotation in progress; None if the identity has no anchor then.
+    def next_anchor(self) -> str | None:
+        """Id of the anchor after the activation of the rotation in progress; None if the identity has no anchor then.
 
         The present anchor, if no rotation that changes it is in progress.
         """
@@ -262,18 +261,18 @@ class IdentityDocument:
         return self._anchors_by(change for change in self.anchor_changes if change.until is None)
 
     def _anchors_by(self, changes: Iterable[AnchorChange]) -> frozenset[str]:
-        found = {one.id for one in (self.anchor, self.next_anchor) if one is not None} | {*self.former_anchors}
+        found = {one for one in (self.anchor, self.next_anchor) if one is not None} | {*self.former_anchors}
         for change in changes:
             found |= {change.by} if change.to is None else {change.by, change.to}
         return frozenset(found)
 
-    def is_endorsed_to_sign(self, root_id: str, anchor: AnchorRecord) -> bool:
+    def is_endorsed_to_sign(self, root_id: str, anchor_id: str) -> bool:
         """Return whether an anchor has endorsed a root to sign, as a new working root.
 
         An endorsement of a root that was trusted before the anchor (`IntroducedBy.is_earlier`) does not count.
         """
         return any(
-            one.by == anchor.id and one.of == root_id and one.commit is not None and not one.commit.is_earlier
+            one.by == anchor_id and one.of == root_id and one.commit is not None and not one.commit.is_earlier
             for one in self.endorsements
         )
 
@@ -354,22 +353,16 @@ def document_from_tree(tree: Mapping[str, Any], sign: Sign | None = None) -> Ide
         elif name in _REQUIRED:
             raise MalformedIdentityError(f"{name} is missing")
     decoded.setdefault("generation", 0)
-    _name_signers(decoded, sign)
+    _connect_signers(decoded, sign)
     decoded["extra"] = {name: value for name, value in tree.items() if name not in _MEMBERS and name != "version"}
     document = IdentityDocument(**decoded, source=_DecodedFrom(tree, decoded))
     document.check()
     _refuse_copies(document, tree)
-    if document.uses_remote_key and not document.is_signed:
-        # SECURITY: an attacker who can write the document must not choose where a tool sends its credentials
-        # (tests/unit/identity/test_direct.py).
-        for owned in (document.current, document.next):
-            if owned is not None and isinstance(owned.signer, RemoteKey):
-                owned.signer.make_signature = refuse_to_sign
     return document
 
 
-def _name_signers(decoded: dict[str, Any], sign: Sign | None) -> None:
-    """Set the anchor's signer as the signer of a current or next root that has no private key in the document.
+def _connect_signers(decoded: dict[str, Any], sign: Sign | None) -> None:
+    """Let `sign` sign as a current or next root that has no private key in the document.
 
     Such a root is the anchor itself, whose key is in an HSM or a KMS (direct mode).
 
@@ -377,16 +370,14 @@ def _name_signers(decoded: dict[str, Any], sign: Sign | None) -> None:
         MalformedIdentityError: A current or next root without a private key is not the anchor.
     """
     rotation = decoded.get("rotation")
-    records = (decoded.get("anchor"), None if rotation is None else rotation.anchor)
-    signers = {record.id: record.signer for record in records if record is not None}
+    anchors = {decoded.get("anchor"), None if rotation is None else rotation.anchor}
     for attribute, name in (("current", "currentSession"), ("next", "nextSession")):
         owned = decoded.get(attribute)
         if owned is None or not owned.is_remote:
             continue
-        uri = signers.get(owned.id)
-        if uri is None:
+        if owned.id not in anchors:
             raise MalformedIdentityError(f"{name}.privateKey must be the JWK of a P-384 private key")
-        decoded[attribute] = OwnedSession(session=owned.session, signer=RemoteKey(owned.session.public_key, uri, sign))
+        decoded[attribute] = OwnedSession(session=owned.session, signer=RemoteKey(owned.session.public_key, sign))
 
 
 def _refuse_private_keys(tree: Mapping[str, Any]) -> None:
@@ -474,11 +465,11 @@ def read_owned(value: Any, where: str) -> OwnedSession:
 def _read_signing_root(value: Any, where: str) -> OwnedSession:
     """Read the current or the next root, which signs, from its JSON object.
 
-    In direct mode the root has no private key in the document, and `_name_signers` sets its signer afterwards.
+    In direct mode the root has no private key in the document, and `_connect_signers` sets its signer afterwards.
     """
     if isinstance(value, Mapping) and "privateKey" not in value:
         session = read_session(value, where)
-        return OwnedSession(session=session, signer=RemoteKey(session.public_key, ""))
+        return OwnedSession(session=session, signer=RemoteKey(session.public_key))
     return read_owned(value, where)
 
 
@@ -504,7 +495,7 @@ _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
     "generation": ("generation", read_number),
     "currentSession": ("current", _read_signing_root),
     "roots": ("roots", read_roots),
-    "anchor": ("anchor", AnchorRecord.from_json),
+    "anchor": ("anchor", read_id),
     "anchorChanges": ("anchor_changes", read_each(_read_anchor_change)),
     "formerAnchors": ("former_anchors", read_ids),
     "lastUpdated": ("last_updated", read_time),
@@ -607,27 +598,27 @@ def _check_anchor(document: IdentityDocument) -> None:
     authority = document.next_anchor or document.anchor
     # In direct mode the anchor itself signs, and then no key of it may be in the document.
     local = {one.id for one in (document.current, document.next) if one is not None and not one.is_remote}
-    for record, name in ((document.anchor, "anchor"), (document.next_anchor, "rotation.anchor")):
-        if record is None:
+    for anchor_id, name in ((document.anchor, "anchor"), (document.next_anchor, "rotation.anchor")):
+        if anchor_id is None:
             continue
-        if document.find_root(record.id) is None:
+        if document.find_root(anchor_id) is None:
             raise MalformedIdentityError(f"{name} is not among the roots")
-        if record.id in document.revoked_ids or record.id in local:
+        if anchor_id in document.revoked_ids or anchor_id in local:
             raise MalformedIdentityError(
-                f"{name} names {record.id}; it must be neither a revoked root nor one whose private key is stored"
+                f"{name} names {anchor_id}; it must be neither a revoked root nor one whose private key is stored"
             )
     for owned, anchor, name in (
         (document.current, document.anchor, "currentSession"),
         (document.next, authority, "nextSession"),
     ):
-        if owned is None or (anchor is not None and anchor.id == owned.id):
+        if owned is None or anchor == owned.id:
             continue
         if owned.is_remote:
             raise MalformedIdentityError(f"{name} must have a private key, because it is not the anchor")
         # SECURITY: in an identity with an anchor, a root may sign only if the anchor has endorsed it
         # (tests/unit/identity/test_anchor.py).
         if anchor is not None and not document.is_endorsed_to_sign(owned.id, anchor):
-            raise MalformedIdentityError(f"{name} has no endorsement by the anchor {anchor.id}")
+            raise MalformedIdentityError(f"{name} has no endorsement by the anchor {anchor}")
     for index, change in enumerate(document.anchor_changes):
         by, subject = document.find_root(change.by), document.find_root(change.to or change.root or "")
         if by is None or subject is None:

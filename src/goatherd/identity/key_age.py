@@ -80,7 +80,7 @@ def working_life(document: IdentityDocument) -> timedelta | None:
     if anchor is None or document.is_direct:
         return None
     began = next(
-        (one.commit.ts for one in document.endorsements if (one.by, one.of) == (anchor.id, current.id) and one.commit),
+        (one.commit.ts for one in document.endorsements if (one.by, one.of) == (anchor, current.id) and one.commit),
         current.session.expiration_ms,
     )
     return timedelta(milliseconds=current.session.expiration_ms - began)

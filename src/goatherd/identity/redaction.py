@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from goatherd.crypto import fingerprint
-from goatherd.identity.anchor import AnchorRecord
 from goatherd.identity.document import (
     IdentityDocument,
     RotationRecord,
@@ -88,8 +87,7 @@ def redact_document(document: IdentityDocument) -> dict[str, Any]:
 
 
 def _redacted_rotation(rotation: RotationRecord) -> dict[str, Any]:
-    anchor = None if rotation.anchor is None else replace(rotation.anchor, extra={})
-    return replace(rotation, extra={}, anchor=anchor).to_json()
+    return replace(rotation, extra={}).to_json()
 
 
 def _redacted_session(session: Session) -> dict[str, Any]:
@@ -101,10 +99,10 @@ def _redacted_session(session: Session) -> dict[str, Any]:
     }
 
 
-def _redacted_anchor(document: IdentityDocument, anchor: AnchorRecord) -> dict[str, Any]:
-    session = document.find_root(anchor.id)
+def _redacted_anchor(document: IdentityDocument, anchor_id: str) -> dict[str, Any]:
+    session = document.find_root(anchor_id)
     assert session is not None
-    return {**_redacted_session(session), "signer": anchor.signer}
+    return _redacted_session(session)
 
 
 def _redacted_revocation(revocation: Revocation) -> dict[str, Any]:

@@ -124,9 +124,9 @@ def _anchored_roots(
     anchors, released = find_anchors(document, anchor)
     commits = tuple(introductions)
     if document.anchor is not None:
-        if document.anchor.id not in anchors:
+        if document.anchor not in anchors:
             raise UnanchoredIdentityError(
-                f"the identity names root {document.anchor.id} as its new anchor, but the anchor in use"
+                f"the identity names root {document.anchor} as its new anchor, but the anchor in use"
                 f" until now, {anchor.id}, has not signed this change"
             )
         return frozenset({**known, **_reachable_roots(document, anchors, commits, leaders=anchors)}) - (
@@ -567,7 +567,7 @@ class TrustCheckpoint:
             is_signed=document.is_signed,
             prepared_id=record.to_id if record is not None and is_unknown else None,
             pruned=document.pruned,
-            anchor_id=None if document.anchor is None else document.anchor.id,
+            anchor_id=document.anchor,
             anchored_trust=document.anchored_trust,
             former_anchors=document.former_anchors,
         )

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from goatherd.errors import IllegalStepError
-from goatherd.identity.anchor import KEPT_CHANGES, AnchorChange, AnchorRecord, AnchorWord
+from goatherd.identity.anchor import KEPT_CHANGES, AnchorChange, AnchorWord
 from goatherd.identity.document import (
     HistoryEntry,
     IdentityDocument,
@@ -162,8 +162,8 @@ def _with_word(
     document: IdentityDocument, record: RotationRecord, successor: Session, word: AnchorWord, now_ms: int
 ) -> dict[str, Any]:
     """Return the members of a document that change when a rotation is prepared with an anchor's signatures."""
-    before = None if document.anchor is None else document.anchor.id
-    after = None if word.anchor is None else word.anchor.id
+    before = document.anchor
+    after = word.anchor
     pairs = {(one.by, one.of) for one in word.endorsements}
     kept = tuple(one for one in document.endorsements if (one.by, one.of) not in pairs)
     roots, endorsements = (*document.roots, successor), (*kept, *word.endorsements)
@@ -257,7 +257,7 @@ def may_sign_again(document: IdentityDocument, root_id: str) -> bool:
     if anchor is None:
         return True
     introduced_by = (one.by for one in document.endorsements if one.of == root_id and one.commit is not None)
-    return next(introduced_by, None) == anchor.id and document.is_endorsed_to_sign(root_id, anchor)
+    return next(introduced_by, None) == anchor and document.is_endorsed_to_sign(root_id, anchor)
 
 
 def replace_expired(
@@ -462,7 +462,7 @@ def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> 
 def _changes_after_end(document: IdentityDocument) -> tuple[AnchorChange, ...]:
     """Return the changes of the anchor that stay when the rotation in progress ends and the present anchor stays."""
     after = document.next_anchor
-    expired = () if after is None else _find_roll_back_permissions(document, after.id)
+    expired = () if after is None else _find_roll_back_permissions(document, after)
     if document.phase in (Phase.PREPARED, Phase.PUBLISHED):
         # If an earlier rotation to the same anchor was rolled back, its permission stays, for servers that have missed
         # that roll-back.
@@ -471,7 +471,7 @@ def _changes_after_end(document: IdentityDocument) -> tuple[AnchorChange, ...]:
 
 
 def _lasting_changes(
-    document: IdentityDocument, anchor: AnchorRecord | None, expired: Collection[AnchorChange] = ()
+    document: IdentityDocument, anchor: str | None, expired: Collection[AnchorChange] = ()
 ) -> tuple[AnchorChange, ...]:
     """Return the changes that stay in the document when a rotation has ended with this anchor.
 
@@ -480,8 +480,7 @@ def _lasting_changes(
     """
     # SECURITY: if `anchor` has signed a permanent change, the rotation to the next anchor was cancelled or rolled back.
     # Drop the change, or that next anchor would keep its rights (tests/unit/identity/test_anchor.py).
-    undone_by = None if anchor is None else anchor.id
-    lasting = [one for one in document.anchor_changes if one.until is None and one.by != undone_by][-KEPT_CHANGES:]
+    lasting = [one for one in document.anchor_changes if one.until is None and one.by != anchor][-KEPT_CHANGES:]
     return tuple(
         one for one in document.anchor_changes if one in lasting or (one.until is not None and one not in expired)
     )
@@ -542,9 +541,7 @@ def can_go_back(document: IdentityDocument) -> bool:
     record = document.rotation
     if record is None or record.anchor is None:
         return True
-    return any(
-        one.counts_at(document.generation + 1) for one in _find_roll_back_permissions(document, record.anchor.id)
-    )
+    return any(one.counts_at(document.generation + 1) for one in _find_roll_back_permissions(document, record.anchor))
 
 
 def _find_roll_back_permissions(document: IdentityDocument, anchor_id: str) -> tuple[AnchorChange, ...]:
@@ -640,14 +637,14 @@ def revoke_root(
     if document.find_root(session_id) is None or session_id in document.revoked_ids:
         raise IllegalStepError(f"{session_id} is not a root of this identity, or is revoked already")
     if document.anchor is not None:
-        if session_id == document.anchor.id:
+        if session_id == document.anchor:
             raise IllegalStepError(
                 f"{session_id} is the anchor, which must be replaced before it can be revoked",
                 hint="Replace the anchor with `goatherd rotate --anchor URI` (in direct mode with --direct), then"
                 " revoke the previous one. If the anchor's key is lost, remove the anchor with `goatherd rotate"
                 " --drop-lost-anchor`, and start every server once with --accept-identity.",
             )
-        if document.next_anchor is not None and session_id == document.next_anchor.id:
+        if document.next_anchor is not None and session_id == document.next_anchor:
             raise IllegalStepError(
                 f"{session_id} is the next anchor of the rotation in progress, and cannot be revoked before its end",
                 hint="Cancel the rotation with `goatherd rotate --cancel`, or roll it back with `goatherd rotate"
@@ -751,7 +748,7 @@ def drop_lost_anchor(
     entry = HistoryEntry(
         at=now_ms,
         event=ANCHOR_DROPPED,
-        from_id=document.anchor.id,
+        from_id=document.anchor,
         to_id=None if successor is None else successor.id,
         reason=_shorten_reason(reason),
     )
@@ -870,11 +867,11 @@ def _check_successor(document: IdentityDocument, successor: OwnedSession, sessio
     if successor.session.is_expired(now_ms):
         raise IllegalStepError(f"the successor {successor.id} has expired")
     anchor = document.anchor
-    if anchor is None or successor.id == anchor.id or document.find_root(successor.id) is None:
+    if anchor is None or successor.id == anchor or document.find_root(successor.id) is None:
         return
     if not document.is_endorsed_to_sign(successor.id, anchor):
         raise IllegalStepError(
-            f"the anchor {anchor.id} has not endorsed the successor {successor.id} as a root that signs",
+            f"the anchor {anchor} has not endorsed the successor {successor.id} as a root that signs",
             hint="Revoke with a new root as the successor, which is the default: the anchor endorses it.",
         )
 
@@ -949,7 +946,7 @@ def _find_former_anchors(document: IdentityDocument) -> tuple[str, ...]:
     if document.anchor is None:
         return ()
     replaced = [one.by for one in document.anchor_changes if one.until is None and one.to is not None]
-    return tuple(one for one in dict.fromkeys((*document.former_anchors, *replaced)) if one != document.anchor.id)
+    return tuple(one for one in dict.fromkeys((*document.former_anchors, *replaced)) if one != document.anchor)
 
 
 def _shorten_reason(reason: str) -> str:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from goatherd.errors import ConfigurationError, GoatherdError
-from goatherd.rotation.anchor_keys import SignerOpener, open_pinned_signer
+from goatherd.rotation.anchor_keys import SignerOpener, open_anchor_signer
 
 
 async def create_anchor_key(
     uri: str,
-    open_signer: SignerOpener = open_pinned_signer,
+    open_signer: SignerOpener = open_anchor_signer,
     *,
     on_wait: Callable[[timedelta], None] | None = None,
 ) -> None:
@@ -33,7 +33,7 @@ async def create_anchor_key(
     """
     from goatherd.signers.verified import VerifiedSigner  # the commands that can create a key seldom do
 
-    signer = open_signer(uri, None)
+    signer = open_signer(uri)
     try:
         if not isinstance(signer, VerifiedSigner):
             raise ConfigurationError(f"a {type(signer).__name__} cannot create keys; only a VerifiedSigner can")

@@ -23,7 +23,6 @@ from typing import Final, Protocol
 from goatherd.audit.trail import AuditTrail, Journal
 from goatherd.clock import SystemClock
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.crypto import PublicKey
 from goatherd.errors import ConfigurationError, GoatherdError, ProviderError
 from goatherd.identity.document import IdentityDocument
 from goatherd.key_inventory import find_unlisted_keys
@@ -166,8 +165,8 @@ async def run_controller(
     seen.calls = store.provider.call_counts
     journal = Journal(None if audit_log is None else AuditTrail(audit_log, actor=schedule.started_by))
 
-    def open_counted(uri: str, pinned: PublicKey | None) -> VerifiedSigner:
-        signer = open_signer(uri, pinned=pinned)
+    def open_counted(uri: str) -> VerifiedSigner:
+        signer = open_signer(uri)
         signer.call_counts = seen.signer_calls.setdefault(signer.scheme, signer.call_counts)
         return signer
 

@@ -13,12 +13,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from goatherd.agent.data_directory_lock import LOCK_NAME as AGENT_LOCK_NAME
 from goatherd.clock import SystemClock
-from goatherd.cluster.client import ask_for_signer
 from goatherd.data_directory import (
     SEEN_NAME,
     is_organization_directory,
@@ -59,7 +57,7 @@ async def check_data(
     """
     reports = []
     for name, directory in find_organizations(path, org):
-        trusted = await _read_trusted_roots(name, directory, open_store, peers)
+        trusted = await _read_trusted_roots(name, directory, open_store)
         with lock_organization(directory, only_reads=True) as logs, verification_threads("goatherd-data") as executor:
             held, problems = await read_peers(logs, name, trusted, peers, executor)
             report = await asyncio.to_thread(check_organization, logs, name, trusted, executor, held)
@@ -76,7 +74,7 @@ async def repair_data(
     """
     repairs = []
     for name, directory in find_organizations(path, org):
-        trusted = await _read_trusted_roots(name, directory, open_store, peers)
+        trusted = await _read_trusted_roots(name, directory, open_store)
         with lock_organization(directory) as logs, verification_threads("goatherd-data") as executor:
             repairs.append(await repair_organization(logs, name, trusted, peers, executor))
     return repairs
@@ -176,12 +174,9 @@ def find_trusted_roots(directory: Path, now_ms: int) -> TrustedRoots | None:
     return None
 
 
-async def _read_trusted_roots(
-    org: str, directory: Path, open_store: OpenStore | None, peers: Sequence[RepairPeer]
-) -> TrustedRoots | None:
+async def _read_trusted_roots(org: str, directory: Path, open_store: OpenStore | None) -> TrustedRoots | None:
     if open_store is None:
         return find_trusted_roots(directory, SystemClock().now_ms())
     async with open_store(org) as store:
-        store.signers.add_servers(partial(ask_for_signer, peers))
         _, document = await store.read()
     return TrustedRoots.from_document(document, store.name)

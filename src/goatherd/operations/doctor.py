@@ -27,7 +27,6 @@ from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.redaction import days_left, find_warnings
 from goatherd.identity.session import REQUEST_WINDOW
 from goatherd.identity.succession import verify_signed
-from goatherd.named_signers import NamedSigners
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import make_rotator, resolve_nodes
@@ -138,7 +137,7 @@ async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckSc
             checks += _check_identity(document, scope)
         if store is not None and isinstance(store.provider, RegionalReader | ReplicatedStore):
             checks += await _check_regions(store)
-        checks += await _check_servers(document, scope, None if store is None else store.signers)
+        checks += await _check_servers(document, scope)
         if not scope.servers:
             checks.append(Check(SERVERS, WARNING, "no server is listed", "Give --node URL."))
         is_identity_known = not any(check.level == FAILED and check.name in ("store", "identity") for check in checks)
@@ -153,7 +152,7 @@ async def _check_rotation(store: Store, scope: CheckScope, *, is_writable: bool)
     if not scope.servers:
         return []
     try:
-        async with NodeDirectory(scope.servers, timeout=scope.timeout, org=scope.org, signers=store.signers) as nodes:
+        async with NodeDirectory(scope.servers, timeout=scope.timeout, org=scope.org) as nodes:
             rotator = make_rotator(store, await resolve_nodes(nodes), scope.policy, health=scope.health)
             survey = await rotator.survey(is_reader=scope.as_server)
             return check_obstacles(survey, is_writable=is_writable and not scope.as_server)
@@ -282,10 +281,8 @@ def check_obstacles(survey: Survey, *, is_writable: bool = True) -> list[Check]:
     return [*checks, *(Check("rotation", WARNING, remark) for remark in survey.remarks)]
 
 
-async def _check_servers(
-    document: IdentityDocument | None, scope: CheckScope, signers: NamedSigners | None
-) -> list[Check]:
-    async with NodeDirectory(scope.servers, timeout=scope.timeout, org=scope.org, signers=signers) as directory:
+async def _check_servers(document: IdentityDocument | None, scope: CheckScope) -> list[Check]:
+    async with NodeDirectory(scope.servers, timeout=scope.timeout, org=scope.org) as directory:
         try:
             clients = await directory()
         except DiscoveryError as error:
@@ -297,11 +294,11 @@ async def _check_servers(
         for each in await asyncio.gather(*(_check_server(client, document, scope) for client in clients)):
             checks += each
     if document is not None and scope.servers:
-        checks += await _check_sessions(document, scope, signers)
+        checks += await _check_sessions(document, scope)
     return checks
 
 
-async def _check_sessions(document: IdentityDocument, scope: CheckScope, signers: NamedSigners | None) -> list[Check]:
+async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list[Check]:
     """Check that no session was created by two different commits, on one server or on two.
 
     GoatDB servers and clients crash when they merge such commits.
@@ -324,7 +321,7 @@ async def _check_sessions(document: IdentityDocument, scope: CheckScope, signers
             held[client.base_url] = await asyncio.to_thread(decode_commits, sent, org)
 
     timeout = max(scope.timeout, SESSIONS_TIMEOUT)
-    async with NodeDirectory(scope.servers, timeout=timeout, signers=signers) as directory:
+    async with NodeDirectory(scope.servers, timeout=timeout) as directory:
         try:
             clients = await directory()
         except DiscoveryError as error:  # it was not, a moment ago

@@ -12,9 +12,9 @@ from datetime import timedelta
 from goatherd.clock import SystemClock
 from goatherd.errors import ConfigurationError, ProviderConfigurationError, SecretNotFoundError
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.named_signers import NamedSigners
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, Label, SecretVersion, VersionId
+from goatherd.remote_keys import RootSigners
 from goatherd.wire.paths import DEFAULT_ORG
 
 
@@ -49,14 +49,14 @@ class Store:
         secret_id: The secret.
         org: The organization.
         name: Name of the store in messages: the URI, or the scheme and the name of the secret. It contains no password.
-        signers: The signers that may be called as roots of this identity (direct mode).
+        signers: The signers that this machine may call as anchors or roots of this identity.
     """
 
     provider: SecretProvider
     secret_id: str
     org: str
     name: str
-    signers: NamedSigners = field(default_factory=NamedSigners)
+    signers: RootSigners = field(default_factory=RootSigners)
 
     async def read(self, at: Label | VersionId | str = CURRENT) -> tuple[SecretVersion, IdentityDocument]:
         """Read one version of the store's secret; return the version and the identity document in it.

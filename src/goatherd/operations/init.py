@@ -34,7 +34,7 @@ from goatherd.operations.opening import (
 )
 from goatherd.providers.values import SecretBytes, SecretVersion
 from goatherd.remote_keys import sign_aside
-from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_pinned_signer
+from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_anchor_signer
 from goatherd.rotation.policy import Policy, check_lifetime
 from goatherd.stores import ReplicatedStore
 
@@ -72,7 +72,7 @@ async def init(
     """
     uri = read_signer_uri(anchor)
     check_key_is_named(uri, create_key=create_key)
-    opener = make_signer_opener(anchor, None)
+    opener = make_signer_opener(anchor)
     async with open_store(store, org=org) as opened:
         _, document = await init_identity(
             opened, choose_policy(policy), anchor=uri, create_key=create_key, direct=direct, open_signer=opener
@@ -87,7 +87,7 @@ async def init_identity(
     anchor: str | None = None,
     create_key: bool = False,
     direct: bool = False,
-    open_signer: SignerOpener = open_pinned_signer,
+    open_signer: SignerOpener = open_anchor_signer,
     on_wait: Callable[[timedelta], None] | None = None,
 ) -> tuple[SecretVersion, IdentityDocument]:
     """Create the first identity in an open store, and return the version that was written, and the identity in it.
@@ -121,10 +121,10 @@ async def init_identity(
             key = await keys.open_new(anchor, session_id=new_id(), now_ms=now_ms)
             if direct:
                 root = key.owned
-                word = AnchorWord(anchor=key.record, session=key.session)
+                word = AnchorWord(session=key.session)
             else:
                 endorsement = await key.introduce(root.session, now_ms)
-                word = AnchorWord(anchor=key.record, session=key.session, endorsements=(endorsement,))
+                word = AnchorWord(session=key.session, endorsements=(endorsement,))
     document = await sign_aside(lambda: create_document(root, now_ms, word=word), root)
     try:
         with mention_created_key(was_created=create_key):

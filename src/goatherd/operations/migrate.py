@@ -14,8 +14,8 @@ expiration at which all that the root has signed is valid, and only if none of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from os import PathLike
@@ -24,7 +24,7 @@ from pathlib import Path
 import orjson
 
 from goatherd.clock import SystemClock
-from goatherd.cluster.client import NodeClient, ask_for_signer
+from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.observer import observe_trust
@@ -109,17 +109,6 @@ class MigrationTarget:
     timeout: timedelta = timedelta(seconds=5)
     clock_tolerance: timedelta = timedelta(minutes=5)
     org: str | None = None
-
-    @asynccontextmanager
-    async def open_cluster_store(self, org: str) -> AsyncIterator[Store]:
-        """Open the store of one organization; in direct mode, its root signs if a server has the root's signer."""
-        async with self.open_store(org) as store:
-            store.signers.add_servers(self._has_signer)
-            yield store
-
-    async def _has_signer(self, key_fingerprint: str) -> bool:
-        async with NodeDirectory(self.addresses, timeout=self.timeout) as directory:
-            return await ask_for_signer(await directory(), key_fingerprint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -416,7 +405,7 @@ async def _confirm_migrated(target: MigrationTarget, sources: Sequence[Migration
     outcomes, signers = [], dict[str, list[tuple[OwnedSession, bool]]]()
     for source in sources:
         note = read_note(source)
-        async with target.open_cluster_store(source.org) as store:
+        async with target.open_store(source.org) as store:
             try:
                 _, document = await store.read()
             except SecretNotFoundError:
@@ -499,7 +488,7 @@ async def _read_stored(
     Raises:
         IdentityExistsError: The store holds another identity.
     """
-    async with target.open_cluster_store(org) as store:
+    async with target.open_store(org) as store:
         try:
             _, present = await store.read()
         except SecretNotFoundError:

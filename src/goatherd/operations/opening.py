@@ -21,14 +21,14 @@ from goatherd.operations.identity_store import Store, check_address_has_org
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, Label, VersionId, secret_id_for
-from goatherd.rotation.anchor_keys import AnchorSigner, SignerOpener, open_pinned_signer
+from goatherd.remote_keys import RootSigners
+from goatherd.rotation.anchor_keys import AnchorSigner, SignerOpener, open_anchor_signer
 from goatherd.rotation.machine import Phase
 from goatherd.rotation.policy import Policy, unlisted_for
 from goatherd.settings.store import REFRESH_INTERVAL
 from goatherd.wire.paths import DEFAULT_ORG
 
 if TYPE_CHECKING:
-    from goatherd.crypto import PublicKey
     from goatherd.signers.verified import VerifiedSigner
 
 StoreName = str | Mapping[str, object] | tuple[SecretProvider, str] | Store
@@ -55,13 +55,15 @@ _SERVERS_HINT: Final = (
 
 
 @asynccontextmanager
-async def open_store(store: StoreName, *, org: str | None = None) -> AsyncIterator[Store]:
+async def open_store(store: StoreName, *, org: str | None = None, signers: Iterable[str] = ()) -> AsyncIterator[Store]:
     """Open a store for several operations, which then share its connections.
 
     Args:
         store: The URI of a secret; a ``cloudConfig``, or the settings of a server that contain one; a provider (which
             is not closed) and the id of a secret; or a store that is already open.
         org: The organization, which replaces ``{org}`` in the secret's id.
+        signers: URIs of the signers that may be called as the anchor or, in direct mode, as the root. An open store
+            gets them in addition.
 
     Raises:
         ConfigurationError: `store` names no secret, or names the same secret for every organization although `org` is
@@ -71,18 +73,21 @@ async def open_store(store: StoreName, *, org: str | None = None) -> AsyncIterat
     if isinstance(store, Store):
         if org not in (None, store.org):
             raise ConfigurationError(f"the store is open for organization {store.org!r}, not for {org!r}")
+        for uri in signers:
+            store.signers.add(uri)
         yield store
         return
     provider, template, name = name_store(store)
     chosen = DEFAULT_ORG if org is None else org
     check_address_has_org(template, name, chosen, hint=ORG_HINT)
     # The caller's own provider opens itself with its first call, and the caller may go on to use it.
-    async with nullcontext() if isinstance(store, tuple) else provider:
+    async with nullcontext() if isinstance(store, tuple) else provider, RootSigners(signers) as opened:
         yield Store(
             provider=provider,
             secret_id=secret_id_for(template, chosen),
             org=chosen,
             name=name.replace(ORG_FIELD, chosen),
+            signers=opened,
         )
 
 
@@ -125,7 +130,7 @@ def name_store(store: StoreName) -> tuple[SecretProvider, str, str]:
 
 
 def read_signer_uri(signer: str | VerifiedSigner | None) -> str | None:
-    """Return the URI by which an identity names a signer; None if there is no signer."""
+    """Return the URI of a signer; None if there is no signer."""
     uri = signer if signer is None or isinstance(signer, str) else getattr(signer, "uri", None)
     if signer is not None and not isinstance(uri, str):
         raise ConfigurationError(f"a {type(signer).__name__} cannot be used as an anchor", hint=_SIGNER_HINT)
@@ -138,19 +143,17 @@ def check_key_is_named(uri: str | None, *, create_key: bool) -> None:
         raise ConfigurationError("create_key needs `anchor`, the signer in which to create the key", hint=_SIGNER_HINT)
 
 
-def make_signer_opener(new: str | VerifiedSigner | None, present: str | VerifiedSigner | None) -> SignerOpener:
-    """Return a function that opens signers. A signer that the caller has opened is used as it is, and stays open.
+def make_signer_opener(*signers: str | VerifiedSigner | None) -> SignerOpener:
+    """Return a function that opens signers. Those that the caller has opened are used as they are, and stay open.
 
     Args:
-        new: The signer of a new anchor, whose key is not known yet.
-        present: The signer of the present anchor; None for the one that the identity names.
+        signers: The signers that the caller has named or opened, such as those of the present and of a new anchor.
     """
+    lent = {read_signer_uri(one): one for one in signers if one is not None and not isinstance(one, str)}
 
-    def open_or_lend(uri: str, pinned: PublicKey | None) -> AnchorSigner:
-        given = new if pinned is None else present
-        if given is None or isinstance(given, str):
-            return open_pinned_signer(given or uri, pinned)
-        return given.lend(pinned)
+    def open_or_lend(uri: str) -> AnchorSigner:
+        given = lent.get(uri)
+        return open_anchor_signer(uri) if given is None else given.lend()
 
     return open_or_lend
 
@@ -220,8 +223,7 @@ async def open_cluster(
     named = [uri] if (uri := read_signer_uri(signer)) is not None else []
     if are_open(nodes):
         policy = choose_policy(policy)
-        async with open_store(store, org=org) as opened:
-            opened.signers.accepted.update(named)
+        async with open_store(store, org=org, signers=named) as opened:
             yield opened, nodes, policy
         return
     addresses = read_addresses(nodes)
@@ -229,10 +231,9 @@ async def open_cluster(
     # A manual-restart server is a server of the cluster, too.
     every, timeout = dict.fromkeys((*addresses, *sorted(policy.bare))), max(policy.node_timeout, least_timeout)
     async with (
-        open_store(store, org=org) as opened,
-        NodeDirectory(tuple(every), timeout=timeout, org=opened.org, signers=opened.signers) as directory,
+        open_store(store, org=org, signers=named) as opened,
+        NodeDirectory(tuple(every), timeout=timeout, org=opened.org) as directory,
     ):
-        opened.signers.accepted.update(named)
         yield opened, directory, policy
 
 

@@ -203,7 +203,7 @@ def _make_revoker(
         policy=policy,
         clock=clock,
         on_event=on_event,
-        open_signer=make_signer_opener(None, signer),
+        open_signer=make_signer_opener(signer),
         signers=store.signers,
         **judged,
     )

@@ -34,7 +34,7 @@ from goatherd.operations.opening import (
     read_signer_uri,
 )
 from goatherd.operations.runs import AuditLogName, EventListener, RunOptions, current_actor, notify_each, record_run
-from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, SignerOpener, open_pinned_signer
+from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, SignerOpener, open_anchor_signer
 from goatherd.rotation.events import LostAnchorDropped, Report
 from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.identity_writer import IdentityWriter
@@ -150,7 +150,7 @@ async def rotate(
         remove_anchor: Rotate to a root without an anchor; the present anchor must sign this change.
         create_key: Create the key of the new anchor first, and wait until it is ready: some minutes at most. It must
             not exist yet.
-        signer: The signer of the present anchor; None to open it by the URI that the identity names.
+        signer: The signer of the present anchor, unless the store was opened with it.
         replace_expired: Replace a root that has expired, which cannot endorse a next root; what it has signed stays
             valid. The result is then a `goatherd.rotation.replacement.ReplacementReport`. If its ``is_complete`` is
             false, a listed server has not followed: call again. Not with ``to_phase``, ``anchor``, ``remove_anchor``,
@@ -309,7 +309,7 @@ async def run_rotation(
     waits_for_servers: bool = True,
     unsafe_without_nodes: bool = False,
     signer: str | VerifiedSigner | None = None,
-    open_signer: SignerOpener = open_pinned_signer,
+    open_signer: SignerOpener = open_anchor_signer,
     health: Sequence[HealthSignal] = (),
     audit_log: AuditLogName | None = None,
     on_event: EventListener | None = None,
@@ -466,8 +466,7 @@ async def drop_lost_anchor(
             await identity.write(changed, version.id)
             assert document.anchor is not None
             event = LostAnchorDropped(
-                anchor_id=document.anchor.id,
-                signer=document.anchor.signer,
+                anchor_id=document.anchor,
                 current_id=changed.current.id,
                 at_ms=now_ms,
                 generation=changed.generation,

@@ -16,19 +16,16 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.observer import Observer
 from goatherd.errors import IllegalStepError, SuccessionError
 from goatherd.identity.document import IdentityDocument, decode_document, document_tree, encode_document
-from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.root_signatures import MEMBER
-from goatherd.identity.session import OwnedSession
 from goatherd.identity.succession import MAX_JUMP, verify_succession
 from goatherd.identity.transitions import sign_again
-from goatherd.named_signers import NamedSigners
 from goatherd.operations.identity_store import Store
 from goatherd.operations.opening import Nodes
 from goatherd.operations.rotate import describe_distrust, resolve_nodes
 from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, VersionId
-from goatherd.remote_keys import call_signing
+from goatherd.remote_keys import RootSigners, call_signing
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import Ask, read_earlier
 from goatherd.rotation.store_history import check_distrusted, check_store_history
@@ -169,7 +166,7 @@ async def sign_current(
     ask: Ask,
     policy: Policy,
     clock: Clock,
-    signers: NamedSigners,
+    signers: RootSigners,
 ) -> IdentityDocument:
     """Sign the identity in the store as it is, and write it as the next generation.
 
@@ -180,8 +177,7 @@ async def sign_current(
         ask: Asks the listed servers which identity they use.
         policy: `distrust` names the servers whose reports are ignored.
         clock: Tells the time and waits.
-        signers: The signers that may be called for this cluster. The operator accepts with the other changes that the
-            identity names its signer (direct mode).
+        signers: The signers that this machine may call (direct mode).
 
     Raises:
         IllegalStepError: The identity is already signed.
@@ -197,8 +193,6 @@ async def sign_current(
         _verify_follows(document, signed)
     await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
     after = _last_generation(document, signed)
-    if isinstance(key := document.current.signer, RemoteKey):
-        signers.accepted.add(key.uri)
     changed = await call_signing(
         sign_again, _connect_signer(document, signers), clock.now_ms(), after=after, signed=signed
     )
@@ -214,7 +208,7 @@ async def sign_earlier(
     ask: Ask,
     policy: Policy,
     clock: Clock,
-    signers: NamedSigners,
+    signers: RootSigners,
 ) -> IdentityDocument:
     """Write the last signed version again, as the next generation. This undoes the changes since then.
 
@@ -279,13 +273,9 @@ async def _check_history(
     )
 
 
-def _connect_signer(document: IdentityDocument, signers: NamedSigners) -> IdentityDocument:
+def _connect_signer(document: IdentityDocument, signers: RootSigners) -> IdentityDocument:
     """Return the document with a current root that signs, also if its key is in an HSM or a KMS (direct mode)."""
-    key = document.current.signer
-    if not isinstance(key, RemoteKey):
-        return document
-    connected = RemoteKey(key.public_key, key.uri, signers.sign)
-    return replace(document, current=OwnedSession(session=document.current.session, signer=connected))
+    return replace(document, current=signers.connect(document.current))
 
 
 def _refuse_valid(examined: SignatureExamination) -> None:
@@ -337,13 +327,6 @@ def describe_changes(before: IdentityDocument, after: IdentityDocument) -> Itera
         yield f"root {session_id} was revoked"
     for session_id in sorted(before.revoked_ids - after.revoked_ids):
         yield f"the revocation of root {session_id} was removed"
-    for what, was, is_ in (
-        ("the anchor", before.anchor, after.anchor),
-        ("the anchor after the rotation", before.next_anchor, after.next_anchor),
-    ):
-        if was is not None and is_ is not None and was.signer != is_.signer:
-            # An accepted document may be signed there.
-            yield f"signer of {what}: {was.signer} before, {is_.signer} now"
     old, new = document_tree(before), document_tree(after)
     covered = {"generation", "currentSession", "roots", "lastUpdated", MEMBER}
     for name in sorted((old.keys() | new.keys()) - covered):

@@ -30,7 +30,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from goatherd.clock import Clock, SystemClock
-from goatherd.cluster.client import ask_for_signer
 from goatherd.cluster.observer import call_each
 from goatherd.errors import (
     ConfigurationError,
@@ -44,7 +43,7 @@ from goatherd.errors import (
 )
 from goatherd.identity import transitions
 from goatherd.identity.anchor import AnchorWord
-from goatherd.identity.document import IdentityDocument, source_digest
+from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import MAX_SHOWN, FrozenList, Revocation, merge_frozen_lists
 from goatherd.identity.root_signatures import Endorsement
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
@@ -59,13 +58,12 @@ from goatherd.key_inventory import (
     is_gone_when_destroyed,
     read_private_root,
 )
-from goatherd.named_signers import NamedSigners
 from goatherd.providers.base import SecretProvider
-from goatherd.remote_keys import call_signing, sign_aside
+from goatherd.remote_keys import RootSigners, call_signing, sign_aside
 from goatherd.revocation.introduced_sessions import IntroducedSessions
 from goatherd.revocation.reissue_sessions import SessionNode, SessionReissuer
 from goatherd.revocation.report import NodeOutcome, RevocationReport, count_claims
-from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, check_signer_named, open_pinned_signer
+from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_anchor_signer
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.cross_signing import (
     introduction_ids,
@@ -158,7 +156,7 @@ class Revoker:
         clock: Returns the time, and sleeps; None for the system clock.
         on_event: Called with each event as it happens; must not block and must not raise.
         open_signer: Opens the signer of the identity's anchor by its URI.
-        signers: The signers that may be called for this cluster; None for those of its servers.
+        signers: The signers that this machine may call; None for none.
     """
 
     def __init__(
@@ -173,8 +171,8 @@ class Revoker:
         trust_alone: Collection[str] = (),
         clock: Clock | None = None,
         on_event: Callable[[Event], None] | None = None,
-        open_signer: SignerOpener = open_pinned_signer,
-        signers: NamedSigners | None = None,
+        open_signer: SignerOpener = open_anchor_signer,
+        signers: RootSigners | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self._provider = provider
@@ -187,7 +185,7 @@ class Revoker:
         self._report = RevocationReport(revoked_id="")
         self._outcomes: dict[str, NodeOutcome] = {}
         self._stolen: OwnedSession | None = None
-        self._signers = signers or NamedSigners(servers=partial(ask_for_signer, tuple(nodes)))
+        self._signers = signers or RootSigners()
         self._anchor_keys = AnchorKeys(org, open_signer, self._signers)
         self._has_waited = False
         self._instances: dict[str, str] = {}
@@ -382,19 +380,16 @@ class Revoker:
         self, document: IdentityDocument, session_id: str, new_root: OwnedSession | None, at: int
     ) -> AnchorWord | None:
         """Return the anchor's signatures for the revocation; None if the identity has no anchor."""
-        if document.anchor is None or session_id == document.anchor.id:
+        if document.anchor is None or session_id == document.anchor:
             return None  # the change itself explains that an anchor cannot be revoked
-        await self._check_trusted(document)
-        anchor = self._anchor_keys.open_current(document)
+        anchor = await self._anchor_keys.open_current(document)
         endorsements: list[Endorsement] = []
         if new_root is not None and document.find_root(new_root.id) is None:
             endorsements.append(await anchor.introduce(new_root.session, at))
         proofs = {
             one: await anchor.sign_revocation(one, at) for one in revocations_to_sign(document, session_id, new_root)
         }
-        return AnchorWord(
-            anchor=document.anchor, session=anchor.session, endorsements=tuple(endorsements), proofs=proofs
-        )
+        return AnchorWord(session=anchor.session, endorsements=tuple(endorsements), proofs=proofs)
 
     async def _find_anchor_problem(self, document: IdentityDocument) -> str | None:
         """Return why the anchor's signer, without which nothing can be revoked, does not sign; None if it does."""
@@ -403,32 +398,10 @@ class Revoker:
         await self._identity.signatures.check_document(document)
         async with self._anchor_keys as keys:
             try:
-                await self._check_trusted(document)
-                await keys.open_current(document).check_signing()
+                await (await keys.open_current(document)).check_signing()
             except SignerError as error:
                 return str(error)
         return None
-
-    async def _check_trusted(self, document: IdentityDocument) -> None:
-        """Check that the anchor's signer may be called: a listed server uses the identity or trusts its current root.
-
-        Servers reject requests that an expired root signs, so such a root is not trusted here.
-
-        Raises:
-            SignerConfigurationError: No listed server uses the identity or trusts its current root, and the operator
-                has not named the signer.
-        """
-        digest, is_trusted = source_digest(document), not self._nodes
-
-        async def ask(node: RevocableNode) -> None:
-            nonlocal is_trusted
-            answer = await node.identity()
-            if answer is None or answer.digest != digest:
-                await node.batch_sync([], document.current, self._clock.now_ms())
-            is_trusted = True
-
-        await self._call_each([url for url in self._nodes if url not in self._distrust], ask)
-        check_signer_named(document, self._signers, is_trusted=is_trusted)
 
     def _check_clock(self) -> None:
         """Check that this machine's clock is right, by the answers of the store and the servers so far."""

@@ -17,15 +17,14 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from goatherd.crypto import PublicKey
-from goatherd.errors import ConfigurationError, IllegalStepError, SignerConfigurationError
-from goatherd.identity.anchor import AnchorChange, AnchorRecord, AnchorWord, change_text, revocation_text
+from goatherd.errors import ConfigurationError, IllegalStepError, SignerError
+from goatherd.identity.anchor import AnchorChange, AnchorWord, change_text, revocation_text
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import last_valid_ms
 from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.root_signatures import Endorsement, IntroducedBy
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, format_signature
-from goatherd.named_signers import NamedSigners
+from goatherd.remote_keys import RootSigners, make_unnamed_error
 from goatherd.times import milliseconds
 from goatherd.wire.javascript_values import exact_date_ms
 
@@ -53,18 +52,15 @@ class AnchorSigner(Protocol):
     async def aclose(self) -> None: ...
 
 
-SignerOpener = Callable[[str, PublicKey | None], AnchorSigner]
-"""Returns the signer that a URI names. Signatures must match the public key, if one is given."""
+SignerOpener = Callable[[str], AnchorSigner]
+"""Returns the signer that a URI names. Its signatures must match the public key that it reports first."""
 
 
-def open_pinned_signer(uri: str, pinned: PublicKey | None) -> AnchorSigner:
-    """Return the signer that `uri` names. Opens no connection.
-
-    Each signature must match the public key `pinned`; with None, the key that the signer reports at its first call.
-    """
+def open_anchor_signer(uri: str) -> AnchorSigner:
+    """Return the signer that `uri` names. Opens no connection."""
     from goatherd.signers.verified import open_signer  # most identities have no anchor
 
-    return open_signer(uri, pinned=pinned)
+    return open_signer(uri)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,34 +127,6 @@ class AnchorChoice:
 UNCHANGED: Final = AnchorChoice()
 
 
-def check_signer_named(document: IdentityDocument, signers: NamedSigners, *, is_trusted: bool) -> None:
-    """Check that the signer of an identity's anchor, if it has one, may be called with this process's credentials.
-
-    SECURITY: an attacker who can write the store, but has no root's key, can replace the whole identity.
-    The attacker must not choose where credentials are sent (tests/unit/rotation/test_anchor.py).
-
-    Args:
-        document: The identity.
-        signers: The signers that the operator has named.
-        is_trusted: Whether a listed server uses this identity or trusts its current root.
-
-    Raises:
-        SignerConfigurationError: `is_trusted` is False, and the operator has not named the signer.
-    """
-    if document.anchor is None or is_trusted or document.anchor.signer in signers.accepted:
-        return
-    uri = document.anchor.signer
-    raise SignerConfigurationError(
-        "only the identity in the store names this signer, so it was not called: no listed server that answered"
-        f" uses this identity or trusts root {document.current.id}",
-        signer=uri.partition(":")[0],
-        key=uri,
-        operation="sign",
-        hint="Find out who has written this identity. If it is yours, list one of its servers (--node), or name the"
-        " signer in the setting `serve.root_signers`.",
-    )
-
-
 class AnchorKey:
     """One anchor: its session (id and public key), and the signer in an HSM or a KMS that holds its key.
 
@@ -166,11 +134,8 @@ class AnchorKey:
     root does for its successor. Otherwise no rotation could begin, not even one to another anchor.
     """
 
-    def __init__(
-        self, session: Session, record: AnchorRecord, signer: AnchorSigner, org: str, signers: NamedSigners
-    ) -> None:
+    def __init__(self, session: Session, signer: AnchorSigner, org: str, signers: RootSigners) -> None:
         self.session = session
-        self.record = record
         self._signer = signer
         self._org = org
         self._signers = signers
@@ -178,8 +143,7 @@ class AnchorKey:
     @property
     def owned(self) -> OwnedSession:
         """The anchor as a root that can sign: in direct mode, the anchor itself is the current root."""
-        key = RemoteKey(self.session.public_key, self.record.signer, self._signers.sign)
-        return OwnedSession(session=self.session, signer=key)
+        return OwnedSession(session=self.session, signer=RemoteKey(self.session.public_key, self._signers.sign))
 
     async def introduce(self, root: Session, now_ms: int, *, is_earlier: bool = False) -> Endorsement:
         """Return the anchor's endorsement of a root, which is also the root's introduction in ``/sys/sessions``.
@@ -235,18 +199,19 @@ class AnchorKey:
 class AnchorKeys:
     """Opens the signers of anchors for one run of an operation, such as a rotation, and closes them at its end.
 
+    SECURITY: only signers that the configuration of this machine names are opened. The anchor in the identity document
+    is known by its public key, and the signer that reports this key signs (tests/unit/rotation/test_anchor.py).
+
     Args:
         org: The organization id, which is part of every signed commit.
         opener: Opens a signer by its URI.
-        signers: The signers that may be called for this cluster; the one of a new anchor is added.
+        signers: The signers that this machine may call; the one of a new anchor is added.
     """
 
-    def __init__(
-        self, org: str, opener: SignerOpener = open_pinned_signer, signers: NamedSigners | None = None
-    ) -> None:
+    def __init__(self, org: str, opener: SignerOpener = open_anchor_signer, signers: RootSigners | None = None) -> None:
         self._org = org
         self._opener = opener
-        self._signers = signers or NamedSigners()
+        self._signers = signers or RootSigners()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -261,13 +226,26 @@ class AnchorKeys:
         """Close every signer that this object has opened. It can open signers again afterwards."""
         await self._stack.aclose()
 
-    def open_current(self, document: IdentityDocument) -> AnchorKey:
-        """Return the anchor that an identity has, with its signer. Opens no connection yet."""
-        record, session = document.anchor, document.anchor_session
-        assert record is not None
+    async def open_current(self, document: IdentityDocument) -> AnchorKey:
+        """Return the anchor that an identity has, with the signer that holds its key.
+
+        Raises:
+            SignerConfigurationError: The configuration of this machine names no such signer.
+            SignerError: No signer has reported the anchor's key, and one of them refused or did not answer.
+        """
+        session = document.anchor_session
         assert session is not None
-        signer = self._open_signer(record.signer, session.public_key)
-        return AnchorKey(session, record, signer, self._org, self._signers)
+        failure: SignerError | None = None
+        for uri in self._signers.uris:
+            signer = self._open_signer(uri)
+            try:
+                key = (await signer.public_key()).public_key
+            except SignerError as error:
+                failure = error
+                continue
+            if key == session.public_key:
+                return AnchorKey(session, signer, self._org, self._signers)
+        raise failure or make_unnamed_error(session.public_key, f"anchor {session.id}")
 
     async def open_new(
         self,
@@ -291,8 +269,8 @@ class AnchorKeys:
         Raises:
             IllegalStepError: The identity lists the key already, as its anchor or as a root that cannot become one.
         """
-        self._signers.accepted.add(uri)
-        signer = self._open_signer(uri, None)
+        self._signers.add(uri)
+        signer = self._open_signer(uri)
         key = (await signer.public_key()).public_key
         known = None if document is None else next((one for one in document.roots if one.public_key == key), None)
         if is_direct and known is not None:
@@ -308,7 +286,7 @@ class AnchorKeys:
                     " root, was revoked, or has expired",
                     hint="Name the signer of another key, or create one (--create-key).",
                 )
-            if document.anchor is not None and known.id == document.anchor.id:
+            if document.anchor is not None and known.id == document.anchor:
                 raise IllegalStepError(
                     f"the signer's key is that of the present anchor {known.id}",
                     hint="`goatherd rotate` without --anchor renews the working root.",
@@ -319,10 +297,10 @@ class AnchorKeys:
             owner=ROOT_OWNER,
             expiration_ms=exact_date_ms(now_ms + milliseconds(LIFETIME)),
         )
-        return AnchorKey(session, AnchorRecord(id=session.id, signer=uri), signer, self._org, self._signers)
+        return AnchorKey(session, signer, self._org, self._signers)
 
-    def _open_signer(self, uri: str, pinned: PublicKey | None) -> AnchorSigner:
-        signer = self._opener(uri, pinned)
+    def _open_signer(self, uri: str) -> AnchorSigner:
+        signer = self._opener(uri)
         self._stack.push_async_callback(signer.aclose)
         return signer
 
@@ -356,7 +334,7 @@ async def collect_anchor_signatures(
         IllegalStepError: The identity does not allow this change of the anchor.
     """
     choice.check_allowed(document)
-    before = None if document.anchor is None else keys.open_current(document)
+    before = None if document.anchor is None else await keys.open_current(document)
     if choice.signer is None:
         if before is None:
             if choice.is_removed:
@@ -366,9 +344,9 @@ async def collect_anchor_signatures(
             return None
         endorsement = await before.introduce(successor, now_ms)
         if not choice.is_removed:
-            return AnchorWord(anchor=before.record, session=before.session, endorsements=(endorsement,))
+            return AnchorWord(session=before.session, endorsements=(endorsement,))
         release = await before.sign_change(successor, now_ms, is_anchor=False)
-        return AnchorWord(anchor=None, session=None, endorsements=(endorsement,), changes=(release,))
+        return AnchorWord(session=None, endorsements=(endorsement,), changes=(release,))
     after = direct or await keys.open_new(choice.signer, session_id=anchor_id, now_ms=now_ms, document=document)
     # SECURITY: the permission to roll back ends with the last document of this rotation, which has this generation.
     # Otherwise the previous key could undo the rotation at any time (tests/unit/identity/test_anchor.py).
@@ -387,6 +365,4 @@ async def collect_anchor_signatures(
         changes.append(await before.sign_change(after.session, now_ms, is_anchor=True))
         endorsements.append(await after.introduce(before.session, now_ms, is_earlier=True))
         changes.append(await after.sign_change(before.session, now_ms, is_anchor=True, until=until))
-    return AnchorWord(
-        anchor=after.record, session=after.session, endorsements=tuple(endorsements), changes=tuple(changes)
-    )
+    return AnchorWord(session=after.session, endorsements=tuple(endorsements), changes=tuple(changes))

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from goatherd.cluster.session_queries import ExpectedCommit
 from goatherd.derived_ids import derived_id
-from goatherd.identity.anchor import AnchorRecord
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import last_signed_ms
 from goatherd.identity.root_signatures import Endorsement
@@ -61,16 +60,16 @@ def make_introductions(document: IdentityDocument, *, org: str) -> list[list[dic
     # A next root that is the next anchor (direct mode) is introduced first, too, since it introduces others.
     if after is None or after == document.anchor:
         return [commits]
-    session = document.find_root(after.id)
+    session = document.find_root(after)
     assert session is not None
-    signed = _find_introduction(document, session, None if document.anchor is None else document.anchor.id)
+    signed = _find_introduction(document, session, document.anchor)
     if signed is None:
         signed = make_session_commit(
             session, signer=document.current, commit_id=introduction_id(session.id), ts=record.started_at, org=org
         )
     for one in document.endorsements:
         earlier = document.find_root(one.of)
-        if one.by == after.id and one.commit is not None and one.commit.is_earlier and earlier is not None:
+        if one.by == after and one.commit is not None and one.commit.is_earlier and earlier is not None:
             commits.append(one.introduction(earlier).to_json())
     return [[signed], commits]
 
@@ -114,7 +113,7 @@ def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, 
     if authority is not None:
         # SECURITY: in an identity with an anchor, only the anchor's introduction counts: servers do not trust a root
         # that another root has introduced (tests/unit/rotation/test_anchor.py).
-        return (_expect_introduction(document, introduction_id(record.to_id), record.to_id, {authority.id}),)
+        return (_expect_introduction(document, introduction_id(record.to_id), record.to_id, {authority}),)
     if not record.is_restore:
         return (_expect_introduction(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)
     # SECURITY: introductions that a revoked root has signed do not count (tests/unit/rotation/test_cross_signing.py).
@@ -183,20 +182,20 @@ def make_introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]
     assert record is not None
     authority, successor = _find_introducing_anchor(document), document.next
     if authority is not None and successor is not None:
-        signed = _find_introduction(document, successor.session, authority.id)
+        signed = _find_introduction(document, successor.session, authority)
         assert signed is not None
         return signed
     commit_id = restoration_id(record.id) if record.is_restore else introduction_id(record.to_id)
     return _introduce_next(document, commit_id, org)
 
 
-def _find_introducing_anchor(document: IdentityDocument) -> AnchorRecord | None:
-    """Return the anchor that must introduce the next root; None if the current root must introduce it.
+def _find_introducing_anchor(document: IdentityDocument) -> str | None:
+    """Return the id of the anchor that must introduce the next root; None if the current root must introduce it.
 
     If the next root is itself the next anchor (direct mode), the present anchor must introduce it.
     """
     authority, record = document.next_anchor or document.anchor, document.rotation
-    if authority is not None and record is not None and record.to_id == authority.id:
+    if authority is not None and record is not None and record.to_id == authority:
         return document.anchor
     return authority
 
@@ -255,7 +254,7 @@ def expected_earlier_introduction(document: IdentityDocument, session_id: str) -
     """
     current = document.current.id
     if document.anchor is not None:
-        signed, by_id = _find_first_introduction(document, session_id), document.anchor.id
+        signed, by_id = _find_first_introduction(document, session_id), document.anchor
         if signed is not None and signed.commit is not None:
             root = document.find_root(session_id)
             assert root is not None

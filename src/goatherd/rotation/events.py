@@ -213,12 +213,10 @@ class RevocationStepped:
 class LostAnchorDropped:
     """Event: an identity without an anchor was written, because the key of the anchor, which endorses roots, is lost.
 
-    So the anchor has not signed this change. `signer` is the URI of the signer (the HSM or KMS) that held its key.
-    `at_ms` is milliseconds since 1970.
+    So the anchor has not signed this change. `at_ms` is milliseconds since 1970.
     """
 
     anchor_id: str
-    signer: str
     current_id: str
     at_ms: int
     generation: int

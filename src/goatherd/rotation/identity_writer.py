@@ -22,9 +22,9 @@ from goatherd.identity.document import (
     encode_document,
     source_digest,
 )
-from goatherd.named_signers import NamedSigners
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
+from goatherd.remote_keys import RootSigners
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.events import ConflictMet, Event, StoreTroubled
 from goatherd.rotation.obstacles import StoredState
@@ -45,7 +45,7 @@ class IdentityWriter:
         clock: Tells the time and waits.
         ask: Asks the listed servers which identity they use.
         on_event: Called with each event as it happens.
-        signers: The signers that may be called for this cluster (direct mode).
+        signers: The signers that this machine may call (direct mode).
 
     Attributes:
         store: The store, whose failed calls are retried within ``with store.repeating()``.
@@ -61,7 +61,7 @@ class IdentityWriter:
         clock: Clock,
         ask: Ask,
         on_event: Callable[[Event], None],
-        signers: NamedSigners,
+        signers: RootSigners,
     ) -> None:
         self.store = RepeatingStore(
             provider,

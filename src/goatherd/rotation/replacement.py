@@ -31,20 +31,19 @@ from goatherd.cluster.session_queries import ExpectedCommit
 from goatherd.errors import IllegalStepError
 from goatherd.identity import transitions
 from goatherd.identity.anchor import AnchorWord
-from goatherd.identity.document import IdentityDocument, source_digest
+from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
 from goatherd.key_inventory import read_private_root
-from goatherd.named_signers import NamedSigners
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import SecretVersion
+from goatherd.remote_keys import RootSigners
 from goatherd.rotation.anchor_keys import (
     UNCHANGED,
     AnchorKeys,
     SignerOpener,
-    check_signer_named,
     collect_anchor_signatures,
-    open_pinned_signer,
+    open_anchor_signer,
 )
 from goatherd.rotation.cross_signing import (
     expected_earlier_introduction,
@@ -128,7 +127,7 @@ class Replacer:
         clock: Tells the time and waits.
         on_event: Called with each event as it happens; must not block and must not raise.
         open_signer: Opens the signer of the identity's anchor by its URI.
-        signers: The signers that may be called for this cluster; None for those of its servers.
+        signers: The signers that this machine may call; None for none.
     """
 
     def __init__(
@@ -141,8 +140,8 @@ class Replacer:
         policy: Policy | None = None,
         clock: Clock | None = None,
         on_event: Callable[[Event], None] | None = None,
-        open_signer: SignerOpener = open_pinned_signer,
-        signers: NamedSigners | None = None,
+        open_signer: SignerOpener = open_anchor_signer,
+        signers: RootSigners | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self._provider = provider
@@ -158,7 +157,7 @@ class Replacer:
             org=org,
             on_failure=self._report_failure,
         )
-        self._signers = signers or NamedSigners(servers=self._observer.has_signer)
+        self._signers = signers or RootSigners()
         self._identity = IdentityWriter(
             provider,
             secret_id,
@@ -240,15 +239,11 @@ class Replacer:
                         " rotation in progress.",
                     )
                 return None
-            nodes = await self._refuse_obstacles(document, version)
+            await self._refuse_obstacles(document, version)
             await self._identity.store.reserve_room(self._secret_id)
             successor = transitions.find_successor(document, now_ms)
             if successor is None:
                 if fresh is None:
-                    # Servers reject requests of the expired root, so only a digest shows that they use the identity.
-                    digest = source_digest(document)
-                    is_used = not nodes or any(node.digest == digest for node in nodes)
-                    check_signer_named(document, self._signers, is_trusted=is_used)
                     fresh = OwnedSession.generate(
                         session_id=new_id(),
                         owner=ROOT_OWNER,
@@ -321,7 +316,7 @@ class Replacer:
         commits = [make_earlier_introduction(document, expired_id, org=self._org)]
         can_introduce = key is not None or document.anchor is not None
         if document.anchor is not None:
-            introductions = (expected_late_introduction(document, document.anchor.id),)
+            introductions = (expected_late_introduction(document, document.anchor),)
             commits.insert(0, make_earlier_introduction(document, current.id, org=self._org))
         elif key is not None:
             introductions = (expected_late_introduction(document, expired_id),)

@@ -62,7 +62,7 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
     anchor = document.anchor
     if anchor is not None and not may_sign_again(document, chosen):
         raise NotRestorableError(
-            f"the anchor {anchor.id} has not endorsed root {chosen}, or another anchor introduced it to the servers",
+            f"the anchor {anchor} has not endorsed root {chosen}, or another anchor introduced it to the servers",
             hint=f"{_NEW_ROOT} A root from before the anchor can sign again after `goatherd rotate --remove-anchor`.",
         )
     if root is not None and root.is_expired(now_ms):

@@ -60,11 +60,10 @@ from goatherd.key_inventory import (
     find_holdings,
     is_gone_when_destroyed,
 )
-from goatherd.named_signers import NamedSigners
 from goatherd.providers.base import ReadConsistency, SecretProvider
 from goatherd.providers.capabilities import DiagnosableSecretProvider, ReservingSecretProvider, Verdict
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId, VersionState
-from goatherd.remote_keys import call_signing, sign_aside
+from goatherd.remote_keys import RootSigners, call_signing, sign_aside
 from goatherd.rotation.anchor_keys import (
     UNCHANGED,
     AnchorChoice,
@@ -72,7 +71,7 @@ from goatherd.rotation.anchor_keys import (
     AnchorKeys,
     SignerOpener,
     collect_anchor_signatures,
-    open_pinned_signer,
+    open_anchor_signer,
 )
 from goatherd.rotation.attempts import Attempts, identify_attempt
 from goatherd.rotation.clocks import Clocks
@@ -172,7 +171,7 @@ class Rotator:
         health: Health checks that must pass before a rotation begins, and while the next root signs.
         unsafe_without_nodes: Whether to rotate although no server is listed.
         open_signer: Opens the signer that holds the key of an anchor (in an HSM or a KMS) by its URI.
-        signers: The signers that may be called for this cluster (direct mode); None for those of its servers.
+        signers: The signers that this machine may call; None for none.
     """
 
     def __init__(
@@ -189,8 +188,8 @@ class Rotator:
         on_identity: Callable[[IdentityDocument], None] | None = None,
         health: Sequence[HealthSignal] = (),
         unsafe_without_nodes: bool = False,
-        open_signer: SignerOpener = open_pinned_signer,
-        signers: NamedSigners | None = None,
+        open_signer: SignerOpener = open_anchor_signer,
+        signers: RootSigners | None = None,
     ) -> None:
         if not callable(nodes) and any(isinstance(node, str) for node in nodes):
             raise ConfigurationError(
@@ -232,7 +231,7 @@ class Rotator:
         self._flow: FlowProbe | None = None
         self._health_before: HealthView | None = None
         self._pruned: set[str] = set()
-        self._signers = signers or NamedSigners(servers=self._observer.has_signer)
+        self._signers = signers or RootSigners()
         self._identity = IdentityWriter(
             provider,
             secret_id,
@@ -938,7 +937,7 @@ class Rotator:
         if root_id not in self._earlier:
             root = document.find_root(root_id)
             assert root is not None
-            anchor = self._anchor_keys.open_current(document)
+            anchor = await self._anchor_keys.open_current(document)
             signed = await anchor.introduce(root, self._time_to_record(), is_earlier=True)
             self._earlier[root_id] = signed.introduction(root).to_json()
         return self._earlier[root_id]
@@ -957,33 +956,23 @@ class Rotator:
         return await self._find_anchor_problem(document)
 
     async def _add_anchor_problem(self, observation: Observation) -> Observation:
-        """Add to an observation why the anchor of the identity that was read last cannot sign, if it cannot.
-
-        SECURITY: an attacker who can write the store, but has no root's key, must not choose where this process sends
-        its credentials. So the signer that the identity names is called only if a listed server trusts the identity's
-        current root (tests/unit/rotation/test_anchor.py).
-        """
+        """Add to an observation why the anchor of the identity that was read last cannot sign, if it cannot."""
         assert self._read_last is not None
-        is_trusted = any(node.trusts_current for node in observation.nodes)
-        return replace(
-            observation, anchor_problem=await self._find_anchor_problem(self._read_last, is_trusted=is_trusted)
-        )
+        return replace(observation, anchor_problem=await self._find_anchor_problem(self._read_last))
 
-    async def _find_anchor_problem(
-        self, document: IdentityDocument, *, is_trusted: bool = True
-    ) -> tuple[str, str] | None:
+    async def _find_anchor_problem(self, document: IdentityDocument) -> tuple[str, str] | None:
         """Let each signer that a rotation would need sign a test text; return the first problem and its hint, or None.
 
-        These are the signer of the present anchor, if the identity `is_trusted`, and that of a new anchor, which the
-        operator has named, if the rotation would set one. `document` is the identity as it was read.
+        These are the signers of the present anchor, and of a new one if the rotation would set one. `document` is the
+        identity as it was read.
         """
         if document.rotation is not None:
             return None  # it has every signature that it needs
         async with self._anchor_keys as keys:
             try:
-                if document.anchor is not None and is_trusted:
+                if document.anchor is not None:
                     verify_signed(document)
-                    await keys.open_current(document).check_signing()
+                    await (await keys.open_current(document)).check_signing()
                 if self._anchor_choice.signer is not None:
                     now_ms = self._clock.now_ms()
                     new = await keys.open_new(

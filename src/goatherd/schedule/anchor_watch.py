@@ -11,9 +11,7 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import Clock
-from goatherd.errors import SuccessionError
 from goatherd.identity.document import IdentityDocument
-from goatherd.schedule.seen_identity import SeenIdentity
 
 CHECK_INTERVAL: Final = timedelta(hours=1)
 """Pause between two test signatures; each can cost money and counts against the quota of the platform."""
@@ -35,8 +33,8 @@ class AnchorWatch:
         quiet_failures: How many consecutive checks may fail before the controller reports the failure.
 
     Attributes:
-        is_reachable: Whether the anchor signed at the last check; None before the first one, without an anchor, and
-            while its signer is not called because the identity does not follow from the one before.
+        is_reachable: Whether the anchor signed at the last check; None before the first one, and without an
+            anchor.
     """
 
     def __init__(self, find_problem: FindProblem, *, clock: Clock, quiet_failures: int = QUIET_FAILURES) -> None:
@@ -44,7 +42,6 @@ class AnchorWatch:
         self._find_problem = find_problem
         self._clock = clock
         self._quiet_failures = quiet_failures
-        self._seen = SeenIdentity()
         self._anchor_id: str | None = None
         self._failures = 0
         self._next_at = 0.0
@@ -55,23 +52,16 @@ class AnchorWatch:
         The result is None after a success, after the first failures, and if nothing was checked. Nothing is checked
         while a rotation is in progress, because the rotation has every signature of the anchor that it needs.
         """
-        broken: str | None = None
-        try:
-            self._seen.check_succession(document)
-        except SuccessionError as error:
-            broken = str(error)
         anchor = document.anchor
-        anchor_id = None if anchor is None else anchor.id
-        if anchor_id != self._anchor_id:
-            self._anchor_id, self.is_reachable, self._failures, self._next_at = anchor_id, None, 0, 0.0
+        if anchor != self._anchor_id:
+            self._anchor_id, self.is_reachable, self._failures, self._next_at = anchor, None, 0, 0.0
         if anchor is None or document.rotation is not None or self._clock.monotonic() < self._next_at:
             return None
-        problem = await self._find_problem(document) if broken is None else (broken, "")
-        self.is_reachable = problem is None if broken is None else None
+        problem = await self._find_problem(document)
+        self.is_reachable = problem is None
         self._failures = 0 if problem is None else self._failures + 1
         pause = CHECK_INTERVAL if problem is None else RETRY_INTERVAL
         self._next_at = self._clock.monotonic() + pause.total_seconds()
         if problem is None or self._failures <= self._quiet_failures:
             return None
-        outcome = "cannot sign" if broken is None else "is not checked"
-        return f"the anchor {anchor.id} {outcome}: {problem[0]}"
+        return f"the anchor {anchor} cannot sign: {problem[0]}"

@@ -170,7 +170,7 @@ class Controller:
     async def _read_identity(self) -> tuple[IdentityDocument, int]:
         found = await self._reader.read(self._secret_id, CURRENT)
         document = decode_document(found.value.reveal())
-        if self._seen.check_if_remote(document) and isinstance(self._reader, RegionalReader):
+        if self._seen.follows(document) and isinstance(self._reader, RegionalReader):
             self._reader.note_used(self._secret_id, DocumentMark.from_document(document))
         return document, found.version.created_ms
 

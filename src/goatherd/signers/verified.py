@@ -150,19 +150,14 @@ class VerifiedSigner:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def lend(self, pinned: PublicKey | None) -> VerifiedSigner:
+    def lend(self) -> VerifiedSigner:
         """Return a second `VerifiedSigner` for the same key, whose owner can close it without effect on this one.
-
-        Args:
-            pinned: The public key that its signatures must match; None for the one that this signer has pinned.
 
         Raises:
             SignerMisuseError: This signer is closed.
         """
         self._check_open("sign")
-        lent = VerifiedSigner(
-            self.plugin, uri=self.uri, pinned=pinned or self._pinned, policy=self._policy, clock=self._clock
-        )
+        lent = VerifiedSigner(self.plugin, uri=self.uri, pinned=self._pinned, policy=self._policy, clock=self._clock)
         lent.call_counts = self.call_counts
         lent._is_lent = True
         return lent

@@ -171,14 +171,13 @@ class Collector:
         """Poll the store and each server once, and return the view.
 
         Raises:
-            ProviderError, IdentityError: The store cannot be read, or does not hold an identity; or the identity is in
-                direct mode, and does not follow from the one read before.
+            ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
         """
         follows = False
 
         def check(document: IdentityDocument) -> None:
             nonlocal follows
-            follows = self._seen.check_if_remote(document)
+            follows = self._seen.follows(document)
 
         try:
             status = await read_status(

@@ -556,7 +556,7 @@ def _root_rows(document: IdentityDocument, keys: KeyInventory, now_ms: int) -> t
     for root in document.roots:
         is_current = root.id == document.current.id
         is_next = document.next is not None and root.id == document.next.id
-        is_anchor = document.anchor is not None and root.id == document.anchor.id
+        is_anchor = document.anchor is not None and root.id == document.anchor
         other = "revoked" if root.id in revoked else "anchor" if is_anchor else "trusted"
         signs = "expired" if root.is_expired(now_ms) else "signs"
         state = signs if is_current else "next" if is_next else other
@@ -598,7 +598,7 @@ def _key_places(keys: KeyInventory, root_id: str, now_ms: int) -> tuple[KeyPlace
 
 def _describe_absence(keys: KeyInventory, root_id: str) -> str:
     if root_id in keys.anchors:
-        return f"its key is in {keys.anchors[root_id] or 'its signer'}"
+        return "its key is in an HSM or a KMS"
     if keys.versions_with(root_id):
         return ""
     if not keys.is_complete:

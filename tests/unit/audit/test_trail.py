@@ -22,7 +22,7 @@ from goatherd.audit.records import Anchors, Checked, Head, Record, read_record, 
 from goatherd.audit.trail import AuditTrail, Journal, read_lines
 from goatherd.errors import AuditBrokenError, AuditError, DecodeError
 from goatherd.files import System
-from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.rotation.events import (
@@ -36,7 +36,6 @@ from goatherd.rotation.events import (
 )
 from goatherd.rotation.machine import Advance, NodeView, Phase, Step, Wait
 from tests.deadlines import HANG
-from tests.fakes.anchors import make_own_identity, record_signer_calls
 from tests.fakes.herd import FakeClock
 from tests.unit.audit.trails import NOW_MS, after, before, root, rotated, secret_text
 from tests.unit.rotation.conftest import MakeHerd, check_steady, document_of, rotator_for
@@ -271,7 +270,6 @@ def test_processes_that_write_at_the_same_time_make_one_chain(file: Path) -> Non
         "for number in range(20):\n"
         "    trail.record('decided', {'number': number})\n"
     )
-    from goatherd.identity.document import encode_document
 
     command = [sys.executable, "-c", script, str(file)]
     started = []
@@ -454,22 +452,6 @@ def test_in_a_run_that_revokes_evidence_is_held_until_it_is_known_who_signs_it(
 
 
 # --- a process that reads the identity regularly ----------------------------------------------------------------------
-
-
-async def test_a_root_in_an_hsm_does_not_sign_merely_because_it_was_read(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The signer named by an attacker who can write the store, but has no root's key, gets no credentials either."""
-    trail = AuditTrail(file, actor="controller")
-    trail.use_identity(before())
-    trail.record("one", {})
-    evil = await make_own_identity("memory:evil", generation=9, now_ms=NOW_MS, is_direct=True)
-    called = record_signer_calls(monkeypatch)
-    trail.follow_root(decode_document(encode_document(evil)))
-    assert called == []
-    trail.follow_root(before())
-    trail.record("two", {})
-    assert events(file) == ["signer", "one", "two"]
 
 
 def test_only_a_root_that_an_earlier_signer_introduces_is_recorded_because_it_was_read(file: Path) -> None:

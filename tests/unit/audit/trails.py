@@ -49,13 +49,14 @@ class Anchored:
     """Identities that have an anchor, whose key is in memory."""
 
     def __init__(self) -> None:
-        self._keys = AnchorKeys("localhost", MemorySigners().open)
+        signers = MemorySigners()
+        self._keys = AnchorKeys("localhost", signers.open, signers.configured)
 
     async def begin(self, name: str, uri: str = "memory:anchor") -> IdentityDocument:
         """Return a new identity whose working root is `name`."""
         anchor = await self._keys.open_new(uri, session_id=f"anchor-of-{name}", now_ms=NOW_MS)
         endorsement = await anchor.introduce(root(name).session, NOW_MS)
-        word = AnchorWord(anchor=anchor.record, session=anchor.session, endorsements=(endorsement,))
+        word = AnchorWord(session=anchor.session, endorsements=(endorsement,))
         return transitions.create_document(root(name), NOW_MS, word=word)
 
     async def rotate(self, document: IdentityDocument, name: str, choice: AnchorChoice = UNCHANGED) -> IdentityDocument:

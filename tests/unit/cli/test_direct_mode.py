@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socketserver
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,10 +17,10 @@ from goatherd.cli.main import EXIT_FINDINGS
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeRefusedError, SignerKeyNotFoundError
-from goatherd.identity.document import encode_document
+from goatherd.identity.document import decode_document, document_tree, encode_document
+from goatherd.identity.root_signatures import MEMBER, sign_tree
 from goatherd.plugins import open_provider
 from goatherd.providers.values import CURRENT, SecretBytes
-from goatherd.remote_keys import RootSigner
 from goatherd.signers import SignerKey, verified
 from goatherd.signers.local import LocalSigner
 from tests.deadlines import ANSWER, HANG
@@ -43,8 +47,8 @@ def test_an_identity_in_direct_mode_has_no_key_in_the_store_and_no_settings_for_
     assert secrets_in(tmp_path / "keys") == set()
     shown = goatherd("show", "--provider", store)
     assert "direct mode" in shown.out
-    status = goatherd("status", "--provider", store)
-    assert signer in status.out
+    status = goatherd("status", "--roots", "--provider", store)
+    assert "in an HSM or a KMS" in status.out
     exported = goatherd("export", "--provider", store, str(tmp_path / "settings.json"))
     assert exported.code != 0
     assert "identity.direct" in exported.err
@@ -107,7 +111,11 @@ def test_options_that_do_not_fit_are_refused(
     assert told in result.err
 
 
-def test_no_lifetime_that_is_given_is_ignored(goatherd: Goatherd, store: str, signer: str) -> None:
+def test_no_lifetime_that_is_given_is_ignored(
+    goatherd: Goatherd, store: str, signer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOATHERD_SIGNERS", signer)
+
     def days_left(command: str, *options: str) -> int:
         done = goatherd(command, *options, "--provider", store, "--json")
         assert done.code in (0, EXIT_FINDINGS), done.err
@@ -131,8 +139,9 @@ def test_no_lifetime_that_is_given_is_ignored(goatherd: Goatherd, store: str, si
 
 
 def test_a_rotation_says_whether_and_until_when_the_previous_root_can_be_restored(
-    goatherd: Goatherd, store: str, signer: str
+    goatherd: Goatherd, store: str, signer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GOATHERD_SIGNERS", signer)
     alone = ("--unsafe-without-nodes", "--provider", store)
     goatherd("init", "--provider", store)
     assert "until then `goatherd restore` can make it sign again" in goatherd("rotate", *alone).out
@@ -168,10 +177,9 @@ def test_a_server_process_signs_with_its_signer_and_the_cluster_goes_back_to_a_w
     without = serve("--data", str(tmp_path / "without"), "--provider", store)
     assert asyncio.run(can_create_session(without.url)) is False
     status = goatherd("status", "--provider", store, "--node", without.url)
-    assert "only the identity in the store names this signer" in status.out
-    with monkeypatch.context() as named:
-        named.setenv("GOATHERD_SERVE_ROOT_SIGNERS", signer)
-        status = goatherd("status", "--provider", store, "--node", without.url)
+    assert "no signer in the configuration of this machine holds the key" in status.out
+    monkeypatch.setenv("GOATHERD_SIGNERS", signer)
+    status = goatherd("status", "--provider", store, "--node", without.url)
     assert "cannot sign as the root: signer.invalid_configuration" in status.out
     without.stop()
 
@@ -186,7 +194,7 @@ def test_a_server_process_signs_with_its_signer_and_the_cluster_goes_back_to_a_w
     asyncio.run(wait_for_session(server.url))
     back = goatherd("rotate", "--working-root", "--provider", store, "--node", server.url)
     assert back.code == 0, back.err
-    assert "is in its signer; the store never held it" in back.out
+    assert "is in an HSM or a KMS; the store never held it" in back.out
     assert "goatherd retire" not in back.out
     assert len(secrets_in(tmp_path / "keys")) == 1
     (tmp_path / "root.json").rename(tmp_path / "away.json")
@@ -197,50 +205,96 @@ def test_a_server_process_signs_with_its_signer_and_the_cluster_goes_back_to_a_w
     assert "signer.recovered" in log
 
 
+class Listener:
+    """An attacker's address that poses as a Vault, and records what is sent to it."""
+
+    def __enter__(self) -> Listener:
+        self.received: list[bytes] = []
+        received = self.received
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                received.append(self.request.recv(65536))
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.uri = f"transit://127.0.0.1:{self._server.server_address[1]}/transit/key"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 @pytest.mark.slow
-def test_no_command_calls_a_signer_that_only_an_attacker_has_written_into_the_store(
-    goatherd: Goatherd, store: str, tmp_path: Path, serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["anchor", "another anchor", "direct mode"])
+def test_no_command_sends_credentials_where_a_thief_of_the_root_who_writes_the_store_says(
+    goatherd: Goatherd,
+    store: str,
+    signer: str,
+    serve: Callable[..., Serving],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
 ) -> None:
-    """A signer gets this process's credentials, may read any file and load any library."""
-    called: list[str] = []
-
-    def sign(self: RootSigner, _: bytes) -> bytes:
-        called.append(self.uri)
-        raise self.error or SignerKeyNotFoundError("no key", signer="local", key=self.uri, operation="sign")
-
-    monkeypatch.setattr(RootSigner, "sign", sign)
-    (tmp_path / "goatherd.toml").write_text(f'[audit]\nlog = "{tmp_path}/audit.jsonl"\n')
-    goatherd("init", "--provider", store)
-    server = serve("--data", str(tmp_path / "data"), "--provider", store)
-    evil = f"local:{tmp_path}/evil.json"
-    asyncio.run(replace_identity(store, evil))
-    for command in (
-        ("status",),
-        ("doctor",),
-        ("rotate", "--working-root"),
-        ("rotate", "--working-root", "--plan"),
-        ("rotate", "--rollback"),
-        ("restore",),
-        ("retire", "--yes", "--grace", "0s"),
-        ("revoke", "root-of-an-attacker", "--reason", "test", "--plan"),
-    ):
-        goatherd(*command, "--provider", store, "--node", server.url)
-        assert called == [], command
-    shown = goatherd("status", "--provider", store, "--node", server.url)
-    assert "belongs to another identity" in shown.out
-    assert "only the identity in the store names this signer" in shown.out
-    monkeypatch.setenv("GOATHERD_SERVE_ROOT_SIGNERS", evil)
-    goatherd("status", "--provider", store, "--node", server.url)
-    assert set(called) == {evil}, "what the operator names is used"
+    """A signer gets the operator's token, may read any file and load any library."""
+    goatherd("init", "--anchor", signer, "--create-key", "--provider", store)
+    server = serve("--data", str(Path(store.removeprefix("file://")).parent / "data"), "--provider", store)
+    monkeypatch.setenv("VAULT_TOKEN", "the-operator-s-token")
+    monkeypatch.setenv("GOATHERD_SIGNERS", signer)
+    on = ("--provider", store, "--node", server.url)
+    with Listener() as thief:
+        asyncio.run(rewrite_identity(store, thief.uri, where))
+        for command in (
+            ("doctor",),
+            ("status",),
+            ("rotate", "--plan"),
+            ("rotate",),
+            ("rotate", "--rollback"),
+            ("restore",),
+            ("retire", "--yes", "--grace", "0s"),
+            ("revoke", "current", "--reason", "test", "--plan"),
+            ("revoke", "current", "--reason", "test", "--yes"),
+            ("controller", "--once"),
+        ):
+            goatherd(*command, *on)
+            assert thief.received == [], command
 
 
-async def replace_identity(store: str, signer: str) -> None:
-    """Write what an attacker writes who has no root's key: a correctly signed identity of their own."""
+async def rewrite_identity(store: str, uri: str, where: str) -> None:
+    """Write what a thief of the working root writes, who wants the operator's tools to call an address."""
     provider, secret_id = open_provider(store)
     async with provider:
-        before = (await provider.read(secret_id, CURRENT)).version
-        own = await make_own_identity(signer, generation=2, now_ms=SystemClock().now_ms(), is_direct=True)
-        await provider.write(secret_id, SecretBytes(encode_document(own)), expected=before.id)
+        found = await provider.read(secret_id, CURRENT)
+        document, now_ms = decode_document(found.value.reveal()), SystemClock().now_ms()
+        generation = document.generation + 1
+        if where == "anchor":
+            tree = document_tree(replace(document, generation=generation))
+            tree["anchor"] = {"id": document.anchor, "signer": uri}
+            signature = sign_tree(tree, by=document.current, generation=generation, now_ms=now_ms)
+            value = json.dumps({**tree, MEMBER: signature.to_json()}).encode()
+        else:
+            own = await make_own_identity(uri, generation=generation, now_ms=now_ms, is_direct=where == "direct mode")
+            value = encode_document(own)
+        await provider.write(secret_id, SecretBytes(value), expected=found.version.id)
+
+
+@pytest.mark.slow
+def test_a_signer_that_the_configuration_does_not_name_is_named_by_the_error_with_its_key_and_the_option(
+    goatherd: Goatherd, store: str, signer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = goatherd("init", "--anchor", signer, "--create-key", "--provider", store)
+    assert f'signers = ["{signer}"]' in made.out
+    anchor = goatherd("show", "--provider", store, "--json").json["anchor"]
+    alone = ("--unsafe-without-nodes", "--provider", store)
+    for command in (("rotate",), ("revoke", "current", "--reason", "test", "--yes")):
+        refused = goatherd(*command, *alone)
+        assert refused.code != 0
+        assert (
+            f"holds the key of anchor {anchor['id']}, which has the fingerprint {anchor['fingerprint']}" in refused.err
+        )
+        assert "GOATHERD_SIGNERS" in refused.err
+    monkeypatch.setenv("GOATHERD_SIGNERS", signer)
+    assert goatherd("rotate", *alone).code == 0
 
 
 async def can_create_session(url: str) -> bool:

@@ -80,19 +80,6 @@ def test_what_changed_is_shown_and_nothing_is_written_without_an_option(
     assert stored(store).generation == 2
 
 
-def test_a_change_of_the_signer_is_shown_before_it_is_accepted(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
-    """A signer that the operator accepts gets the operator's credentials at the next signature of the anchor."""
-    (seal := tmp_path / "seal").write_text(bytes(range(32)).hex())
-    seal.chmod(0o600)
-    signer = f"local:{tmp_path}/anchor.json?seal-key=file:{seal}"
-    assert goatherd("init", "--anchor", signer, "--create-key", "--provider", store).code == 0
-    anchor = stored(store).anchor
-    assert anchor is not None
-    write(store, anchor={**anchor.to_json(), "signer": "transit://evil.example/transit/key"})
-    shown = goatherd("sign", "--provider", store)
-    assert f"signer of the anchor: {signer} before, transit://evil.example/transit/key now" in shown.out
-
-
 def test_accept_signs_the_change_and_keeps_it(goatherd: Goatherd, store: str) -> None:
     goatherd("init", "--provider", store)
     write(store, newer={"a": 1})

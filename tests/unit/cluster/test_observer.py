@@ -338,12 +338,12 @@ async def test_a_server_that_keeps_no_mark_is_asked_ever_more_seldom(
 
 
 async def test_no_mark_is_made_with_a_key_in_an_hsm_or_a_kms(make_herd: MakeHerd) -> None:
-    def refuse(_uri: str, _key: PublicKey, _data: bytes) -> bytes:
+    def refuse(_key: PublicKey, _data: bytes) -> bytes:
         raise AssertionError("no signature is asked for")
 
     herd = await make_herd(nodes=1, clients=0, unmodified=[0])
     root, b = herd.nodes[0].document.current, new_root(herd)
-    key = RemoteKey(root.session.public_key, "gcpkms:///p/l/k/1", refuse)
+    key = RemoteKey(root.session.public_key, refuse)
     remote = OwnedSession(session=root.session, signer=key)
     assert await leave_mark(herd.nodes[0], remote, herd.clock.now_ms()) is None
     asked = question(herd, b, asker=remote, is_next_new=True, process=True)

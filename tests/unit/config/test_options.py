@@ -461,8 +461,8 @@ def test_a_variable_that_a_secret_is_read_from_may_have_any_name(tmp_path: Path)
         load(tmp_path, environ={"GOATHERD_TOKEN": "x"}, web_token="env:GOATHERD_TOKEN_2")
     key = "[settings]\nlast_known_good_key = 'env:GOATHERD_KEY'\n"
     assert load(tmp_path, key, environ={"GOATHERD_KEY": "x"}).settings_last_known_good_key
-    signers = "[serve]\nroot_signers = ['local:/key?seal-key=env:GOATHERD_ORGS']"
-    assert load(tmp_path, signers, environ={"GOATHERD_ORGS": "x"}).serve_root_signers
+    signers = "signers = ['local:/key?seal-key=env:GOATHERD_ORGS']"
+    assert load(tmp_path, signers, environ={"GOATHERD_ORGS": "x"}).signers
 
 
 def test_a_service_of_kubernetes_named_like_an_option_is_explained(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ from goatherd.serving.caller_limits import Rate
 from goatherd.settings import FileSettings
 from goatherd.trust import TrustPool, Verification
 from goatherd.wire.paths import SESSIONS_PATH
-from tests.fakes.anchors import make_own_identity, record_signer_calls
 from tests.unit.node.nodes import (
     ORG,
     SECRET,
@@ -85,28 +84,6 @@ async def test_a_commit_that_waits_for_its_session_is_kept_beside_what_is_no_com
             return commit.id in (await database.open_repository("/data/notes")).get_repository("/data/notes")
 
         await eventually(is_stored)
-
-
-async def test_a_server_calls_no_signer_that_an_identity_names_which_it_does_not_follow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An attacker who can write the store, but has no root's key, does not get the server's credentials."""
-    called = record_signer_calls(monkeypatch)
-    document = document_of(root("signer"))
-    provider = await store_of(document)
-    async with Server(tmp_path, settings_of(provider), debug=True, peers=["http://127.0.0.1:9"]) as server:
-        settings = server.database()._settings
-        own = await make_own_identity(
-            "memory:evil", generation=document.generation + 1, now_ms=now_ms(), is_direct=True
-        )
-        version = (await provider.read(SECRET, CURRENT)).version.id
-        await provider.write(SECRET, encode_document(own), label=CURRENT, expected=version)
-        assert not await settings.refresh()
-        refusal = settings.status.last_refusal
-        assert refusal is not None
-        assert "http://127.0.0.1:9: " in refusal.message, "the peer would have been asked"
-        assert server.database().pool.current.id == "signer"
-    assert called == []
 
 
 async def test_a_server_without_peers_follows_by_an_introduction_behind_a_damaged_line_of_its_own_log(

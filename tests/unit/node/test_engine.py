@@ -536,7 +536,7 @@ def test_what_is_no_session_does_not_get_into_the_sessions_from_python_either(no
 
 def kms(signer: OwnedSession) -> OwnedSession:
     """Return the same root, with its key in a KMS."""
-    key = RemoteKey(signer.session.public_key, "memory:kms", lambda _uri, _key, data: signer.signer.sign(data))
+    key = RemoteKey(signer.session.public_key, lambda _key, data: signer.signer.sign(data))
     return replace(signer, signer=key)
 
 

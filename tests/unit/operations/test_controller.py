@@ -255,7 +255,7 @@ async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics_and_told_by_e
             found = {
                 "reachable": samples.get((Metric.ANCHOR_REACHABLE,)),
                 "signed": samples.get((Metric.SIGNER_CALLS, "local", "sign", "ok")),
-                "missing": samples.get((Metric.SIGNER_CALLS, "local", "sign", "signer.not_found")),
+                "missing": samples.get((Metric.SIGNER_CALLS, "local", "public_key", "signer.not_found")),
             }
             return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
@@ -263,7 +263,7 @@ async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics_and_told_by_e
         assert await look() == {"reachable": 1, "signed": 1, "missing": 0}
         assert not (tmp_path / "alerts").exists()
         (tmp_path / "anchor.json").unlink()
-        assert await look() == {"reachable": 0, "signed": 0, "missing": 1}
+        assert await look() == {"reachable": 0, "missing": 1}
         assert json.loads((tmp_path / "alerts").read_text())["kind"] == "anchor-unreachable"
 
 

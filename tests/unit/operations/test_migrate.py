@@ -9,29 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.cluster.client import NodeClient
-from goatherd.crypto import fingerprint
 from goatherd.errors import (
     ConfigurationError,
     IdentityExistsError,
     SecretNotFoundError,
     SettingsError,
-    SignerConfigurationError,
     UnconfirmedError,
 )
-from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.document import IdentityDocument
 from goatherd.operations.export import export_settings
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
-from goatherd.operations.migrate import MigrationTarget, _read_stored, migrate_all, remove_keys
+from goatherd.operations.migrate import MigrationTarget, migrate_all, remove_keys
 from goatherd.operations.migration_files import verified_sessions
 from goatherd.providers.base import Guarantees
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
-from goatherd.providers.values import SecretBytes
-from goatherd.remote_keys import RootSigner
 from goatherd.rotation.policy import Policy
 from goatherd.wire.commit_log import frame_records
-from tests.fakes.anchors import make_own_identity
 from tests.fakes.goatdb_data import DESCRIPTION, write_goatdb_data
 from tests.unit.goats import NOW, introduction, owned, root
 from tests.unit.identity.test_anchor import World
@@ -144,32 +138,6 @@ async def test_a_session_whose_root_only_a_working_root_has_introduced_is_not_mi
     assert {one.id for one in verified_sessions(log.parents[1], identity, "localhost")} == {"user", "friend"}
     anchored = await World().anchored(working)
     assert {one.id for one in verified_sessions(log.parents[1], anchored, "localhost")} == {"user"}
-
-
-async def test_in_direct_mode_the_root_of_the_store_signs_if_a_running_server_has_its_signer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    document = await make_own_identity(f"local:{tmp_path}/root.json", generation=1, now_ms=NOW, is_direct=True)
-    target, key = Target(), document.current.session.public_key
-    async with target.open_store("localhost") as store:
-        await store.provider.create(store.secret_id, SecretBytes(encode_document(document)))
-
-    async def has_signer(_: NodeClient, key_fingerprint: str) -> bool:
-        return key_fingerprint == fingerprint(key)
-
-    def sign(self: RootSigner, _: bytes) -> bytes:
-        return self.uri.encode()
-
-    monkeypatch.setattr(NodeClient, "has_signer", has_signer)
-    monkeypatch.setattr(RootSigner, "sign", sign)
-    alone = (await _read_stored(target.described, "localhost", document, [])).document
-    assert alone is not None
-    with pytest.raises(SignerConfigurationError):
-        alone.current.signer.sign(b"text")
-    described = replace(target.described, addresses=("http://127.0.0.1:1",))
-    found = (await _read_stored(described, "localhost", document, [])).document
-    assert found is not None
-    assert found.current.signer.sign(b"text") == f"local:{tmp_path}/root.json".encode()
 
 
 async def test_a_path_without_settings_is_refused(tmp_path: Path) -> None:

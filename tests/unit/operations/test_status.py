@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.server_answers import ServerIdentity
-from goatherd.errors import DiscoveryError, ProviderAccessDeniedError, SuccessionError
+from goatherd.errors import DiscoveryError, ProviderAccessDeniedError
 from goatherd.operations import doctor
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
@@ -29,10 +28,7 @@ from goatherd.providers.values import CURRENT, SecretValue, SecretVersion
 from goatherd.rotation.obstacles import ObstacleKind
 from goatherd.rotation.policy import Policy
 from goatherd.times import milliseconds
-from goatherd.web.collector import Collector
-from tests.fakes.anchors import make_own_identity, record_signer_calls
 from tests.fakes.herd import FakeClock
-from tests.unit.rotation.test_signed_store import put
 from tests.unit.stores.regions import SECRET, Regions
 
 from .conftest import POLICY, MakeHerd, store_of
@@ -75,30 +71,6 @@ async def test_a_server_that_does_not_answer_is_out_of_step_and_an_obstacle_unle
     assert not status.is_in_step
     assert hidden.servers == ()
     assert hidden.is_in_step
-
-
-async def test_the_page_calls_no_signer_that_an_attacker_has_written_into_the_store(
-    make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The page reads the store regularly, so an attacker who can write the store would get the page's credentials."""
-    called = record_signer_calls(monkeypatch)
-    herd = await make_herd(clients=0)
-    now_ms = SystemClock().now_ms()
-    evil = await make_own_identity("memory:evil", generation=2, now_ms=now_ms, is_direct=True)
-    async with directory([NOWHERE]) as nodes:
-        page = Collector(
-            store=store_of(herd),
-            nodes=nodes,
-            policy=POLICY,
-            schedule=None,
-            grace=POLICY.grace,
-            interval=timedelta(seconds=5),
-        )
-        await page.collect()
-        await put(herd, evil)
-        with pytest.raises(SuccessionError, match="the signer that the identity names was not called"):
-            await page.collect()
-    assert called == []
 
 
 async def test_the_status_with_servers_needs_no_right_to_list_the_versions(

@@ -32,9 +32,9 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.strict_json import to_pretty_json
 from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import create_document, sign_again
-from goatherd.named_signers import NamedSigners
 from goatherd.operations.sign import SignatureExamination, SignatureState, examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, STABLE, VersionState
+from goatherd.remote_keys import RootSigners
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import SignedStoreCheck
@@ -78,7 +78,7 @@ async def sign(
     observer = Observer(herd.nodes, clock=herd.clock, timeout=policy.node_timeout, bare=policy.bare)
     ask = say if answers else observer.read_identities
     return await way(
-        herd.provider, herd.secret_id, examined, ask=ask, policy=policy, clock=herd.clock, signers=NamedSigners()
+        herd.provider, herd.secret_id, examined, ask=ask, policy=policy, clock=herd.clock, signers=RootSigners()
     )
 
 

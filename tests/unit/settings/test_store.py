@@ -25,7 +25,7 @@ from goatherd.errors import (
     SuccessionError,
     UnavailableError,
 )
-from goatherd.identity.anchor import AnchorRecord, AnchorWord
+from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, Phase, encode_document
 from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import OwnedSession
@@ -656,9 +656,9 @@ async def test_the_secret_and_its_provider_are_named_in_several_ways(tmp_path: P
 async def test_settings_for_an_unmodified_server_keep_the_identity_when_the_cluster_turns_to_direct_mode(
     provider: CountingProvider, clock: HandClock
 ) -> None:
-    key = RemoteKey(C.session.public_key, "memory:kms", lambda uri, key, data: C.signer.sign(data))
+    key = RemoteKey(C.session.public_key, lambda key, data: C.signer.sign(data))
     anchor = OwnedSession(session=C.session, signer=key)
-    word = AnchorWord(anchor=AnchorRecord(id=C.id, signer="memory:kms"), session=C.session)
+    word = AnchorWord(session=C.session)
     direct = prepare_rotation(
         FIRST, anchor, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1", word=word
     )

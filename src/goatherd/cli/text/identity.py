@@ -38,7 +38,7 @@ def identity_lines(out: Output, store: str, version: str, document: IdentityDocu
         lines.append(f"rotation    {record.id}: {record.from_id} -> {record.to_id}")
         lines.append(f"            started {iso(record.started_at)} by {record.started_by}")
     if document.anchor is not None:
-        lines.append(f"anchor      {document.anchor.id}, key in {document.anchor.signer}")
+        lines.append(f"anchor      {document.anchor}, key in an HSM or a KMS")
     if document.is_direct:
         lines.append("mode        direct mode: the signer of the anchor makes each signature of the root")
     if document.rotated_from is not None:
@@ -58,7 +58,7 @@ def roots_lines(out: Output, document: IdentityDocument, now_ms: int, unlisted: 
             state = "EXPIRED" if document.current.session.is_expired(now_ms) else "signs"
         if document.next is not None and root["id"] == document.next.id:
             state = "next"
-        if document.anchor is not None and root["id"] == document.anchor.id and not document.is_direct:
+        if document.anchor is not None and root["id"] == document.anchor and not document.is_direct:
             state = "anchor"
         if root["revoked"]:
             state = "REVOKED"

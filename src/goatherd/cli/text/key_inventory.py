@@ -41,7 +41,7 @@ def inventory_data(keys: KeyInventory, now_ms: int) -> dict[str, object]:
                 "id": root,
                 "versions": list(keys.versions_with(root)),
                 "recordedDestroyed": root in keys.recorded,
-                **({"signer": keys.anchors[root]} if root in keys.anchors else {}),
+                "inSigner": root in keys.anchors,
             }
             for root in keys.roots
         ],
@@ -106,10 +106,7 @@ def _describe_due(keys: KeyInventory, one: Holding, now_ms: int) -> str:
 
 def _explain_absence(keys: KeyInventory, root: str) -> str:
     if root in keys.anchors:
-        signer = keys.anchors[root]
-        if signer is None:
-            return f"the private key of the former anchor {root} is in no version of this secret, but in its signer"
-        return f"the private key of the anchor {root} is in {signer}"
+        return f"the private key of the anchor {root} is in an HSM or a KMS, and in no version of this secret"
     record = ", and the identity records that none holds it" if root in keys.recorded else ""
     if keys.is_complete:
         return f"the private key of {root} is in no version of this secret{record}"

@@ -81,7 +81,7 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
     elif report.outcome in (Outcome.ROTATED, Outcome.RESTORED) or report.event == "rolled-back":
         retired = report.to_id if report.outcome is Outcome.ABANDONED else report.from_id
         if not report.keeps_key:
-            return [*lines, f"the private key of {retired} is in its signer; the store never held it"]
+            return [*lines, f"the private key of {retired} is in an HSM or a KMS; the store never held it"]
         ended_ms = report.ended_ms if report.recorded_ms is None else report.recorded_ms
         due_ms = ended_ms + milliseconds(grace)
         lines.append(
@@ -192,6 +192,11 @@ def warn_of_short_life(out: Output, lifetime: timedelta) -> None:
         "with such servers, choose a lifetime of more than 30d"
     )
     out.event("short-life", {"lifetime": format_duration(lifetime)}, text)
+
+
+def note_of_signer(uri: str) -> str:
+    """Return the note that later commands need the anchor's signer in their configuration."""
+    return f'later commands that need the anchor call only signers of their configuration: signers = ["{uri}"]'
 
 
 def note_of_wait(out: Output) -> Callable[[timedelta], None]:

@@ -86,7 +86,7 @@ def status_lines(view: View, status: ClusterStatus, out: Output, *, hidden: Sequ
     lines.append(_fact("root", f"{shorten_id(document.current.id)}{signing} {ends} {_when(expires_ms, now_ms)}"))
     if document.anchor is not None:
         signs = "; it signs itself (direct mode)" if document.is_direct else ""
-        lines.append(_fact("anchor", f"{shorten_id(document.anchor.id)}, key in {document.anchor.signer}{signs}"))
+        lines.append(_fact("anchor", f"{shorten_id(document.anchor)}, key in an HSM or a KMS{signs}"))
     lines += _rotation_lines(view) if view.rotation is not None else _due_lines(view)
     lines.append(_fact("last change", _describe_last_change(view)))
     lines.append(_fact("store", f"{status.store}, version {status.version}, generation {document.generation}"))
