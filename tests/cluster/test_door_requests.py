@@ -180,6 +180,7 @@ async def test_no_login_mail_goes_out_on_a_forged_signature() -> None:
         assert await mail(w, True, X, signature="zz") == 403
         assert await mail(w, False, X, signature="zz") == 500
         assert await mail(w, True, X, email=5) == 400
+        assert [await mail(w, True, thief) for _ in range(10)] == [403] * 10, "they are not charged to the address"
         assert len(w.child.mails) == 1
         assert await mail(w, True, X) == 200
         assert len(w.child.mails) == 2

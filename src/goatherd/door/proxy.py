@@ -789,12 +789,12 @@ class Proxy:
         with self._limiter.open_share(exchange.address) as share:
             body = await exchange.read_body(share)
             email, signature = read_mail_request(body)
-            self._limiter.take_token(self._mails, exchange.address, "login mails")
             try:
                 async with self._in_time(exchange):
                     await self._check_mail(email, parse_signature(signature))
             except (VerificationError, RecursionError) as error:
                 raise RefusedError(DoorRule.LOGIN_MAIL, 403, str(error), body=b'{"error":"AccessDenied"}') from None
+            self._limiter.take_token(self._mails, exchange.address, "login mails")
             connection = await exchange.hand_on(self._server, body, self._timeout)
         await self._stream_answer(exchange, connection, KeyFilter())
 

@@ -33,10 +33,18 @@ from urllib.parse import quote
 
 import goatherd
 from goatherd.admission.access import AccessRule
+from goatherd.admission.requests import decode_session_request
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import INSTANCE_HEADER, SENDER_HEADER
 from goatherd.data_directory import SEEN_NAME
-from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, SignerError, VerificationError
+from goatherd.errors import (
+    ConfigurationError,
+    DecodeError,
+    GoatherdError,
+    MissingExtraError,
+    SignerError,
+    VerificationError,
+)
 from goatherd.files import check_path
 from goatherd.garbage_collection import shorten_switch_interval
 from goatherd.identity.request_binding import MISDIRECTED
@@ -435,7 +443,10 @@ class Server:
                 return await self._answer_sync(database, signature, headers.get(_SENDER_HEADER), body)
             if path == "/auth/session":
                 async with body.read() as content:
-                    self.limiter.take_session(body.address)
+                    with suppress(DecodeError):
+                        # Only what creates a session is charged to its address, which honest users may share.
+                        decode_session_request(content)
+                        self.limiter.take_session(body.address)
                     return await database.answer_session(content)
             answers: dict[str, Callable[[bytes, str | None], Awaitable[Response]]] = {
                 "/goatherd/v1/refresh": database.answer_refresh,

@@ -181,6 +181,9 @@ _WITH_PORT: Final = re.compile(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]+)?"
 """An entry of ``X-Forwarded-For`` as Azure's Application Gateway, IIS, and AWS, if configured, write it: with a port"""
 
 
+_PADDING: Final = re.compile(r"(?<![0-9])0+(?=[0-9])")
+
+
 def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> str:
     """Return the address to which a request is charged: an IPv4 address, or an IPv6 network of 64 bits.
 
@@ -198,7 +201,8 @@ def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> s
         if len(text) > _LONGEST_ADDRESS:
             break
         match = _WITH_PORT.fullmatch(text)
-        host = text if match is None else match[1] or match[2]
+        # Some proxies pad the numbers of an IPv4 address with zeros.
+        host = text if match is None else match[2] or _PADDING.sub("", match[1])
         parsed = _parse_address(host)
         if parsed is None:
             break

@@ -179,6 +179,14 @@ async def test_a_proxy_that_is_not_named_is_pointed_out_where_it_meets_a_limit(
     assert "--forwarded-by" in lines[0]
 
 
+async def test_a_malformed_request_for_a_session_is_not_charged_to_its_address(tmp_path: Path) -> None:
+    async with serving(tmp_path, CallerLimits(new_sessions=FEW)) as (_, _, http):
+        for junk in ({}, {"publicKey": {}}, [], {"publicKey": 1}, {"publicKey": {**KEY["publicKey"], "d": "x"}}):
+            assert (await http.post("/auth/session", json=junk)).status_code == 400
+        codes = [(await http.post("/auth/session", json=KEY)).status_code for _ in range(3)]
+        assert codes == [200, 200, 429]
+
+
 def test_the_proxies_that_are_not_named_take_little_memory() -> None:
     limiter = CallerLimiter(CallerLimits(), clock=SystemClock())
     for number in range(UNLISTED + 10):
