@@ -51,7 +51,6 @@ CANDIDATE: Final = "goatherd-candidate"
 
 _CURRENT_STAGE: Final = "AWSCURRENT"
 _PREVIOUS_STAGE: Final = "AWSPREVIOUS"
-_LITERALLY: Final = "stage="
 _OURS = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-g([0-9a-f]{8})")
 _PAGE: Final = 100
 _MOST_PAGES: Final = 100
@@ -222,7 +221,7 @@ class AWSSecretProvider(SecretProvider):
         return super().takes_label(label) and not _is_kept_back(label)
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        stage = _held_stage(label)
+        stage = _CURRENT_STAGE if label == CURRENT else str(label)
         stages = await self._read_changeable(call)
         if stage in (_CURRENT_STAGE, _PREVIOUS_STAGE, CANDIDATE):
             # AWS's and our own are shown as no label, so that no caller can mean them.
@@ -282,7 +281,7 @@ class AWSSecretProvider(SecretProvider):
         foreign = sorted(held - {_PREVIOUS_STAGE, CANDIDATE})
         if foreign:
             raise ConflictError(
-                f"the label {str(_label_of(foreign[0]))!r} points at version {version}",
+                f"the staging label {foreign[0]!r} points at version {version}",
                 hint="Move the label to another version first.",
             )
         for stage in sorted(held):
@@ -482,7 +481,7 @@ class AWSSecretProvider(SecretProvider):
         if await self._update_stage(request):
             return
         holder = (await self._read_stages(call)).holder_of(stage)
-        call.check_holder(_label_of(stage), holder, version)
+        call.check_holder(Label(stage), holder, version)
         raise UnavailableError("AWS refused to remove the label, and the reason is not visible yet")
 
     async def _update_stage(self, request: Mapping[str, object]) -> bool:
@@ -557,32 +556,15 @@ def _is_kept_back(label: str) -> bool:
 
 
 def _labels_of(stages: frozenset[str]) -> frozenset[Label]:
-    """Return a version's labels: all its staging labels except ``AWSPREVIOUS`` and the candidate label.
+    """Return a version's labels: all its staging labels except ``AWSPREVIOUS``, the candidate label and ``current``.
 
     Goatherd puts the candidate label on a new version until the version gets its own label. AWS takes any text of 1 to
     256 characters (API reference, UpdateSecretVersionStage). A staging label that is not a valid label of Goatherd's is
-    listed too: while a version has it, AWS and `destroy` keep the version.
+    listed too: while a version has it, AWS and `destroy` keep the version. Only one that is spelled ``current`` is not
+    listed, because it would pass for ``AWSCURRENT``; the error of `destroy` names it.
     """
-    return frozenset(_label_of(stage) for stage in stages - {_PREVIOUS_STAGE, CANDIDATE})
-
-
-def _label_of(stage: str) -> Label:
-    """Return the name that `versions` lists for a staging label: ``current`` for ``AWSCURRENT``, else the same string.
-
-    If another tool has set a staging label that is spelled ``current``, the prefix `_LITERALLY` is added to tell it
-    apart; a staging label that already looks like the result gets the prefix once more, so that no two look alike.
-    """
-    if stage == _CURRENT_STAGE:
-        return CURRENT
-    is_alike = stage.removeprefix(_LITERALLY * stage.count(_LITERALLY)) == CURRENT
-    return Label(_LITERALLY + stage if is_alike else stage)
-
-
-def _held_stage(label: Label) -> str:
-    """Return the AWS staging label that `versions` lists as `label`: the reverse of `_label_of`."""
-    if label == CURRENT:
-        return _CURRENT_STAGE
-    return str(label).removeprefix(_LITERALLY) if _label_of(str(label)) != label else str(label)
+    shown = stages - {_PREVIOUS_STAGE, CANDIDATE, str(CURRENT)}
+    return frozenset(CURRENT if stage == _CURRENT_STAGE else Label(stage) for stage in shown)
 
 
 def _must_be_possible(version: VersionId) -> None:
