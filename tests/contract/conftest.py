@@ -41,9 +41,7 @@ def only_hangs_are_given_up() -> Iterator[None]:
         if aws := sys.modules.get("goatherd.providers.aws.client"):
             patch.setattr(aws, "_PATIENCE", HANG)
         if gcp := sys.modules.get("goatherd.providers.gcp.provider"):
-            patch.setattr(gcp, "_PATIENCE", HANG)
             patch.setattr(gcp, "_ATTEMPT", ANSWER)
-            patch.setattr(gcp, "LEASE", timedelta(seconds=2 * HANG))
         if kubernetes := sys.modules.get("goatherd.providers.kubernetes.provider"):
             patch.setattr(kubernetes, "KubernetesClient", patient_client(kubernetes.KubernetesClient))
         yield

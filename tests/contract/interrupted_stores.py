@@ -392,11 +392,9 @@ def gcp_store(tmp_path: Path) -> Iterator[Store]:
 
     from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
     from tests.fakes.gcp_fake import FakeSecretManager
-    from tests.fakes.gcp_fake.lease import let_the_lease_pass
     from tests.fakes.gcp_fake.service import ENABLED
 
-    with FakeSecretManager("goatherd-testing") as fake, pytest.MonkeyPatch.context() as patch:
-        let_the_lease_pass(patch)
+    with FakeSecretManager("goatherd-testing") as fake:
         address = GCPAddress(project="goatherd-testing", endpoint=fake.endpoint)
 
         def held(name: str) -> set[bytes]:

@@ -33,12 +33,6 @@ def stored(fake: FakeSecretManager, name: str) -> wire.Secret:
     return fake.service.get_secret(wire.GetSecretRequest(name=f"projects/{PROJECT}/secrets/{name}"))
 
 
-def latest(fake: FakeSecretManager, name: str) -> bytes:
-    """Return what a reader of ``latest`` gets."""
-    request = wire.AccessSecretVersionRequest(name=f"projects/{PROJECT}/secrets/{name}/versions/latest")
-    return fake.service.access_secret_version(request).payload.data
-
-
 class At:
     """Calls a function at the n-th request that reaches the server, counted from 0."""
 

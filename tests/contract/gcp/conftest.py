@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.gcp_fake import FakeSecretManager
-from tests.fakes.gcp_fake.lease import let_the_lease_pass
 
 from .clients import PROJECT
 
@@ -24,8 +23,3 @@ def fake(server: FakeSecretManager) -> Iterator[FakeSecretManager]:
     server.before = server.after = server.damage = None
     server.failures.clear()
     server.quotas.clear()
-
-
-@pytest.fixture
-def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_the_lease_pass(monkeypatch)

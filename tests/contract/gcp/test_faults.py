@@ -17,13 +17,12 @@ from goatherd.errors import (
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.gcp import GCPSecretProvider
 from goatherd.providers.gcp import provider as module
-from goatherd.providers.gcp.journal import ANNOUNCED
-from goatherd.providers.values import CURRENT, STABLE, SecretValue, VersionState
+from goatherd.providers.values import CURRENT, STABLE, SecretValue
 from tests.deadlines import HANG
 from tests.fakes.faults import Fault, FaultProxy, Mode
 from tests.fakes.gcp_fake import FakeSecretManager, StatusError
 
-from .clients import At, client, failing, latest, new_secret, stored, void
+from .clients import At, client, failing, new_secret, void
 
 NEVER = RetryPolicy(attempts=1)
 
@@ -116,9 +115,6 @@ async def test_one_fault_at_any_request_changes_nothing_about_the_outcome(
                 await operation(unlucky, name)
             fake.before = fake.after = None
             found = await picture(calm, name), await picture(calm, f"{name}-made")
-            for each, there in zip((name, f"{name}-made"), found, strict=True):
-                if there is not None:
-                    assert ANNOUNCED not in stored(fake, each).annotations
             return *found, seen.seen
 
     expected = await done(None)
@@ -131,7 +127,7 @@ async def test_one_fault_at_any_request_changes_nothing_about_the_outcome(
 @pytest.mark.parametrize("effect", [True, False])
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
 async def test_without_a_retry_old_or_new_is_there_and_the_next_writer_gets_on(
-    operation: Operation, effect: bool, fake: FakeSecretManager, proxy: FaultProxy, short_lease: None
+    operation: Operation, effect: bool, fake: FakeSecretManager, proxy: FaultProxy
 ):
     for number in range(6):
         name = new_secret()
@@ -151,9 +147,6 @@ async def test_without_a_retry_old_or_new_is_there_and_the_next_writer_gets_on(
             assert found.value.reveal() in (b"second", b"new")
             version = await calm.write(name, b"next", expected=found.version.id)
             assert (await calm.read(name)).value.reveal() == b"next"
-            assert latest(fake, name) == b"next"
-            unlabelled = [v for v in await calm.versions(name) if not v.labels and v.state is VersionState.ENABLED]
-            assert {v.id for v in unlabelled} <= {"1", found.version.id, "2"}, "what was left is disabled"
             assert version.labels == {CURRENT}
 
 
@@ -165,7 +158,7 @@ async def test_a_silent_store_costs_one_attempt_and_its_late_effect_harms_no_wri
     async with client(fake.port) as calm, client(fake.port) as unlucky:
         await calm.create(name, b"first")
         await back(unlucky, name)  # it is connected, so only the silence can take so long
-        fake.before = At(2, lambda: void(silent.wait(HANG)))  # the third request adds the version
+        fake.before = At(1, lambda: void(silent.wait(HANG)))  # the second request adds the version
         version = await unlucky.write(name, b"second", expected="1")
         silent.set()
         assert (await calm.read(name, version.id)).value.reveal() == b"second"

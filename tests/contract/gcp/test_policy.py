@@ -148,8 +148,7 @@ async def test_no_right_is_printed_that_its_role_does_not_use(become: Become, fa
             except GoatherdError:
                 needed.add(missing)
         assert fake.calls != denied_before
-    # Used only to disable what a writer left who is gone (tests/contract/gcp/test_newest_version.py).
-    assert rights - needed == {"secretmanager.versions.disable"}
+    assert rights == needed
 
 
 async def everything(rotator: SecretProvider) -> None:

@@ -71,20 +71,9 @@ class Version:
     state: VersionState
     doomed: bool
 
-    def describe_version(self, labels: frozenset[Label], *, is_left: bool = False) -> SecretVersion:
-        """Return the version as the `SecretVersion` that callers of the provider get.
-
-        Args:
-            labels: The labels that point at the version.
-            is_left: Whether the secret's annotations list the version as left by a writer that died.
-        """
-        return SecretVersion(
-            id=VersionId(self.number),
-            labels=labels,
-            created_ms=self.created_ms,
-            state=self.state,
-            is_leftover=is_left and not labels and not self.doomed,
-        )
+    def describe_version(self, labels: frozenset[Label]) -> SecretVersion:
+        """Return the version, at which `labels` point, as the `SecretVersion` that callers of the provider get."""
+        return SecretVersion(id=VersionId(self.number), labels=labels, created_ms=self.created_ms, state=self.state)
 
 
 class SecretManagerAPI:
@@ -104,9 +93,9 @@ class SecretManagerAPI:
         request = wire.GetSecretRequest(name=self._secret_name(call))
         return self._checked_secret(call, await self._send_request(lambda it: it.get_secret, request))
 
-    async def create_secret(self, call: Call, annotations: Mapping[str, str]) -> Secret:
+    async def create_secret(self, call: Call) -> Secret:
         """Create a secret without a version in Google Secret Manager (CreateSecret)."""
-        body = wire.Secret(annotations=dict(annotations))
+        body = wire.Secret()
         if self._address.replication:
             replicas = [wire.Replication.UserManaged.Replica(location=each) for each in self._address.replication]
             body.replication = wire.Replication(user_managed=wire.Replication.UserManaged(replicas=replicas))
@@ -136,18 +125,17 @@ class SecretManagerAPI:
         request = wire.DeleteSecretRequest(name=self._secret_name(call))
         await self._send_request(lambda it: it.delete_secret, request, silent=True)
 
-    async def add_version(self, call: Call, value: SecretBytes, *, timeout: float) -> Version:
-        """Add a version to a secret (AddSecretVersion) within `timeout` seconds.
+    async def add_version(self, call: Call, value: SecretBytes) -> Version:
+        """Add a version to a secret (AddSecretVersion).
 
         The request contains the value's CRC32C, which the service checks.
         """
         data = value.reveal()
         payload = wire.SecretPayload(data=data, data_crc32c=google_crc32c.value(data))
         request = wire.AddSecretVersionRequest(parent=self._secret_name(call), payload=payload)
-        answer = await self._send_request(
-            lambda it: it.add_secret_version, request, timeout=min(timeout, self._timeout), quoting=False
+        return self._checked_version(
+            call, await self._send_request(lambda it: it.add_secret_version, request, quoting=False)
         )
-        return self._checked_version(call, answer)
 
     async def access_version(self, call: Call, at: str | int) -> tuple[int, SecretBytes]:
         """Read a version's value by alias or number (AccessSecretVersion); return the number and the value."""
@@ -174,17 +162,15 @@ class SecretManagerAPI:
             raise UnavailableError(f"the answer is about another version than {number}")
         return found
 
-    async def list_versions(self, call: Call, *, after: int = 0) -> list[Version]:
-        """List the versions of a secret with numbers above `after`, newest first (ListSecretVersions)."""
+    async def list_versions(self, call: Call) -> list[Version]:
+        """List the versions of a secret (ListSecretVersions)."""
         request = wire.ListSecretVersionsRequest(parent=self._secret_name(call), page_size=PAGE)
         found: list[Version] = []
         while True:
             page = await self._send_request(lambda it: first_page(it.list_secret_versions), request)
-            listed = [self._checked_version(call, each) for each in page.versions]
-            found += [each for each in listed if each.number > after]
-            last = page.next_page_token in ("", request.page_token)
-            if last or any(each.number <= after for each in listed):
-                return sorted(found, key=lambda each: each.number, reverse=True)
+            found += [self._checked_version(call, each) for each in page.versions]
+            if page.next_page_token in ("", request.page_token):
+                return found
             request.page_token = page.next_page_token
 
     async def destroy_version(self, call: Call, number: int) -> None:
@@ -194,11 +180,6 @@ class SecretManagerAPI:
         """
         request = wire.DestroySecretVersionRequest(name=self._address.version_name(call.secret_id, number))
         await self._send_request(lambda it: it.destroy_secret_version, request)
-
-    async def disable_version(self, call: Call, number: int) -> None:
-        """Disable a version of a secret (DisableSecretVersion); EnableSecretVersion undoes that."""
-        request = wire.DisableSecretVersionRequest(name=self._address.version_name(call.secret_id, number))
-        await self._send_request(lambda it: it.disable_secret_version, request)
 
     async def granted_permissions(self, call: Call, permissions: Iterable[str]) -> frozenset[str]:
         """Return which of the given permissions the credentials have on a secret (TestIamPermissions)."""
@@ -215,7 +196,6 @@ class SecretManagerAPI:
         method: Callable[[Client], Callable[..., Awaitable[Answer]]],
         request: object,
         *,
-        timeout: float | None = None,
         quoting: bool = True,
         compares: bool = False,
         silent: bool = False,
@@ -226,14 +206,13 @@ class SecretManagerAPI:
             call: The provider call that needs the request.
             method: Returns the method of the SDK's client to call.
             request: The request.
-            timeout: The deadline in seconds, if not the usual one.
             quoting: Whether an error may quote the service's text; False if the request holds a value.
             compares: Whether a failed precondition means that the etag has changed; then `EtagMovedError` is raised.
             silent: Whether an empty answer is a success.
         """
         doing = type(request).__name__.removesuffix("Request")
         try:
-            answer: Answer = await self._connection.send(method, request, timeout=timeout or self._timeout)
+            answer: Answer = await self._connection.send(method, request, timeout=self._timeout)
             if answer is not None or silent:
                 return answer
             # grpc.aio 1.85 returns None for bytes that are not the message.

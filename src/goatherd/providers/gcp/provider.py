@@ -2,25 +2,23 @@
 
 `goatherd.providers.gcp.client` sends the requests, and `goatherd.providers.base` retries. How a version is written:
 
-1. `UpdateSecret` notes in an annotation, under the secret's etag, that a writer is about to add a version.
-2. `AddSecretVersion` adds the version. It has no precondition and no idempotency token, and makes the version
-   ``latest`` at once.
-3. `UpdateSecret` moves the alias and removes the note, under the etag of step 1. This is the only commit point.
+1. `AddSecretVersion` adds the version. It has no precondition and no idempotency token.
+2. `UpdateSecret` moves the alias under the etag of the secret that was read before step 1, and notes in an annotation
+   which call wrote the version. This is the only commit point: the alias alone decides which of several writers wins.
 
-The alias alone decides which of several writers wins. The note protects readers of ``latest``, the newest version in
-whatever state: without the note, these readers could get the version of a writer that lost, or an error once that
-version is destroyed. With the note, only one writer at a time adds a version, so a writer that loses has added none. If
-a note stays unchanged for the time `LEASE`, its writer is presumed dead: the next writer disables the versions that it
-added, without destroying them, and notes them as leftovers, so that `goatherd retire` destroys them.
+A writer that loses destroys its version. A writer that dies between the steps leaves a version without a label, which
+`goatherd retire` finds by the keys in it. Readers of ``latest``, the newest version in whatever state, may get such a
+version: readers other than Goatherd read the alias.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final, Self
 
@@ -37,40 +35,26 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
-from goatherd.providers.cancellation import retrieve_outcome
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
-from goatherd.providers.gcp import journal
 from goatherd.providers.gcp.address import GCPAddress, check_name, parse_address, parse_number
-from goatherd.providers.gcp.client import Secret, SecretManagerAPI, Version, missing_version_error
+from goatherd.providers.gcp.client import Secret, SecretManagerAPI, missing_version_error
 from goatherd.providers.gcp.permissions import permissions
 from goatherd.providers.gcp.problem import EtagMovedError
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 
 Check = Callable[[Secret], None]
 
-LEASE: Final = timedelta(seconds=5)
-"""How long a note must be unchanged before its writer counts as gone, by the reader's clock."""
-_MARGIN: Final = timedelta(seconds=1)
+DONE: Final = "goatherd-done"
+"""The annotation that lists the latest versions, each with the call that wrote it: ``NUMBER=REQUEST``."""
+DESTROYED: Final = "goatherd-destroyed"
+"""The annotation that lists the numbers of the latest versions that may get no label, since they are destroyed."""
+_REMEMBERED_NOTES: Final = 32
+_ENTRY: Final = re.compile(r"([1-9][0-9]{0,17})=([0-9a-f]{16})")
 _ATTEMPT: Final = timedelta(seconds=4)
 _SHARE: Final = 0.4  # of the whole deadline, so that one silent request leaves time for another
-_PATIENCE: Final = 1.0
 _PROBES: Final = 32
 _REMEMBERED: Final = 256
 _RANDOM = secrets.SystemRandom()
-
-
-@dataclass(slots=True)
-class _Work:
-    """The progress of one attempt to add or destroy a version; the cleanup after the attempt needs it."""
-
-    announced: bool = False
-    began: float = 0.0
-    base: int = 0
-    resumed: bool = False
-    abandoned_base: int | None = None
-    done: int | None = None
-    sent: bool = False
-    number: int | None = None
 
 
 class GCPSecretProvider(SecretProvider):
@@ -92,9 +76,8 @@ class GCPSecretProvider(SecretProvider):
         deleting: immediate and permanent.
         size: 64 KiB for a value.
 
-    Once a write has returned, its version is also the newest, so that readers of ``latest`` get it. A read by label
-    returns no other labels of the version, and a version's `created_ms` is 0 for a reader without the right to read
-    metadata.
+    A read by label returns no other labels of the version, and a version's `created_ms` is 0 for a reader without the
+    right to read metadata.
     """
 
     scheme = "gcp"
@@ -163,19 +146,15 @@ class GCPSecretProvider(SecretProvider):
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         if isinstance(at, Label):
             number, value = await self._by_label(call, at)
-            labels, is_left = frozenset({at}), False
+            labels = frozenset({at})
         else:
             wanted = parse_number(at)
             if wanted is None:
                 raise missing_version_error(at)
             number, value = await self._api.access_version(call, wanted)
-            labels, is_left = await self._read_labels(call, number)
-        version = SecretVersion(
-            id=VersionId(number),
-            labels=labels,
-            created_ms=await self._created_ms(call, number, value),
-            is_leftover=is_left and not labels,
-        )
+            labels = await self._read_labels(call, number)
+        created_ms = await self._created_ms(call, number, value)
+        version = SecretVersion(id=VersionId(number), labels=labels, created_ms=created_ms)
         return SecretValue(version=version, value=value)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
@@ -184,11 +163,7 @@ class GCPSecretProvider(SecretProvider):
         for number in sorted(set(secret.aliases.values()) - set(listed)):  # the list lags
             with contextlib.suppress(SecretNotFoundError):
                 listed[number] = await self._api.get_version(call, number)
-        left = journal.read_left(secret.annotations)
-        return [
-            listed[number].describe_version(secret.labels_of(number), is_left=number in left)
-            for number in sorted(listed, reverse=True)
-        ]
+        return [listed[number].describe_version(secret.labels_of(number)) for number in sorted(listed, reverse=True)]
 
     async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
         aliases = (await self._api.get_secret(call)).aliases
@@ -207,13 +182,11 @@ class GCPSecretProvider(SecretProvider):
                 raise call.missing_label_error(label) from missing
         return await self._api.access_version(call, number)
 
-    async def _read_labels(self, call: Call, number: int) -> tuple[frozenset[Label], bool]:
-        """Return a version's labels, and whether the annotations list it as left by a writer that died."""
+    async def _read_labels(self, call: Call, number: int) -> frozenset[Label]:
         try:
-            secret = await self._api.get_secret(call)
+            return (await self._api.get_secret(call)).labels_of(number)
         except ProviderAccessDeniedError:  # a server may read values and nothing else
-            return frozenset(), False
-        return secret.labels_of(number), number in journal.read_left(secret.annotations)
+            return frozenset()
 
     async def _created_ms(self, call: Call, number: int, value: SecretBytes) -> int:
         """Return when a version was created, or 0 without permission; cached, because metadata has a small quota."""
@@ -236,78 +209,90 @@ class GCPSecretProvider(SecretProvider):
             if secret.aliases:
                 raise SecretExistsError("the secret exists already")
 
-        work = _Work(began=_loop_time())
-        mine = self._new_announcement(call, "add", 0)
+        self._forget_secret(call)
         try:
-            made = await self._api.create_secret(call, journal.with_announcement({}, mine))
-            work.announced = True
+            made = await self._api.create_secret(call)
         except (SecretExistsError, ProviderAccessDeniedError) as error:
-            made = None
             try:
-                await self._refuse_existing_secret(call)
+                made = await self._read_unused_secret(call, value)
             except SecretNotFoundError:
                 raise error from None  # the secret does not exist, and the credentials may not create it
-        except asyncio.CancelledError:
-            await self._await_briefly(self._withdraw_announcement(call))
-            raise
-        self._forget_secret(call)
-        return await self._add_labelled(call, value, label, absent, work, made)
+        return await self._add_labelled(call, value, label, absent, made)
 
-    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        return await self._add_labelled(
-            call, value, label, lambda secret: call.check_holder(label, secret.aliases.get(label), expected), _Work()
-        )
+    async def _read_unused_secret(self, call: Call, value: SecretBytes) -> Secret:
+        """Return a secret without a version, which an operator may have created to grant permissions on it.
 
-    async def _refuse_existing_secret(self, call: Call) -> None:
-        """Raise `SecretExistsError` if a secret has a version, unless a write to it is in progress.
+        A version that an earlier attempt of this call has added is accepted as well.
 
-        A secret without a version is accepted: an operator may have created it to grant permissions on it.
+        Raises:
+            SecretExistsError: The secret has another version.
         """
         secret = await self._api.get_secret(call)
-        if journal.read_announcement(secret.annotations) or journal.written_by(secret.annotations, call.request):
-            return
-        if secret.aliases or await self._api.list_versions(call):
+        if _written_by(secret, call) is not None:
+            return secret
+        is_used = bool(secret.aliases) or bool(await self._api.list_versions(call))
+        if is_used and (call.attempt == 1 or await self._find_version(call, value, 0) is None):
             raise SecretExistsError("the secret exists already")
+        return secret
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        def held(secret: Secret) -> None:
+            call.check_holder(label, secret.aliases.get(label), expected)
+
+        return await self._add_labelled(call, value, label, held, await self._api.get_secret(call))
 
     async def _add_labelled(
-        self, call: Call, value: SecretBytes, label: Label, check: Check, work: _Work, secret: Secret | None = None
+        self, call: Call, value: SecretBytes, label: Label, check: Check, secret: Secret
     ) -> SecretVersion:
-        """Add a version to a secret and move `label` to it, if `check` allows it; clean up if the call fails."""
+        """Add a version to a secret and move `label` to it, if `check` allows it; else destroy the version."""
+        done = _written_by(secret, call)
+        if done is not None:
+            return (await self._api.get_version(call, done)).describe_version(secret.labels_of(done))
+        check(secret)
+        base = max([0, *secret.aliases.values(), *(int(number) for number, _ in _entries(secret))])
+        number: int | None = None
+
+        async def move(secret: Secret) -> Secret:
+            if _written_by(secret, call) == number:
+                return secret
+            check(secret)
+            assert number is not None
+            if number in _destroyed(secret):
+                raise UnavailableError(f"version {number} was destroyed before its label moved")
+            notes = [(str(number), call.request[:16]), *_entries(secret)][:_REMEMBERED_NOTES]
+            noted = {**secret.annotations, DONE: " ".join(f"{version}={by}" for version, by in notes)}
+            return replace(secret, aliases={**secret.aliases, label: number}, annotations=noted)
+
         try:
-            if secret is None:
-                secret = await self._announce_work(call, "add", check, work)
-            if work.done is not None:
-                return (await self._api.get_version(call, work.done)).describe_version(secret.labels_of(work.done))
-            version = await self._add_version(call, value, work)
-            secret = await self._move_label(call, secret, label, version.number, check)
+            # An earlier attempt's version is found by its value, since its answer may have been lost.
+            number = await self._find_version(call, value, base) if call.attempt > 1 else None
+            if number is None:
+                number = (await self._api.add_version(call, value)).number
+            version = await self._api.get_version(call, number)
+            secret = await self._change_secret(call, move, secret)
         except ProviderError as error:
-            given_up = not error.retryable or call.attempt >= self.retry.attempts
-            if given_up and (work.announced or call.attempt > 1):
-                await self._await_briefly(self._undo_work(call, value, work))
+            if not error.retryable or call.attempt >= self.retry.attempts:
+                with contextlib.suppress(ProviderError):
+                    number = number or await self._find_version(call, value, base)
+                    if number is not None:
+                        await self._destroy_unlabelled(call, number)
             raise
-        except asyncio.CancelledError:
-            if work.announced:
-                await self._await_briefly(self._undo_work(call, value, work))
-            raise
-        if work.resumed or work.abandoned_base is not None:
-            await self._await_briefly(self._disable_leftovers(call, value, work, secret))
-        return version.describe_version(secret.labels_of(version.number))
+        return version.describe_version(secret.labels_of(number))
 
     async def _change_secret(
         self, call: Call, change: Callable[[Secret], Awaitable[Secret]], secret: Secret | None = None
     ) -> Secret:
-        """Change a secret under its etag; after a conflict with another writer, read it again and repeat.
+        """Change a secret under its etag; read it again, and call `change` again, if another writer was first.
 
         Args:
             call: The provider call.
-            change: Returns the secret as it is to be, or its argument if nothing is to change. It raises
-                `EtagMovedError` to be called again after a pause.
+            change: Returns the secret as it is to be, or its argument if nothing is to change.
             secret: The secret as the caller has just read it.
 
         Returns:
             The secret as it is now.
         """
-        pause = _Pause()
+        pause = 0.02
         while True:
             secret = secret or await self._api.get_secret(call)
             try:
@@ -315,82 +300,9 @@ class GCPSecretProvider(SecretProvider):
                 return secret if wanted is secret else await self._api.update_secret(call, secret, wanted)
             except EtagMovedError:
                 secret = None
-                await pause()
-
-    async def _announce_work(self, call: Call, purpose: str, check: Check, work: _Work) -> Secret:
-        """Announce this writer in the secret's annotations, as soon as no other writer changes the secret.
-
-        Return the secret with the announcement. If this call has written its version before, return the secret
-        unchanged, and put the version's number into `work.done`.
-        """
-        lease = _Lease()
-
-        async def announce(secret: Secret) -> Secret:
-            work.announced = work.resumed
-            work.done = journal.written_by(secret.annotations, call.request)
-            if work.done is not None:
-                return secret
-            check(secret)
-            other = journal.read_announcement(secret.annotations)
-            work.resumed = other is not None and other.request == journal.short_request(call.request)
-            work.base = journal.newest_known(secret.annotations, secret.aliases)
-            work.abandoned_base = None
-            if other is not None and work.resumed:
-                work.base = other.base
-            elif other is not None:
-                lease.must_have_ended(other, call, f"another writer is at work on the secret ({other.purpose})")
-                work.abandoned_base = other.base
-            work.began, work.announced = _loop_time(), True
-            mine = self._new_announcement(call, purpose, work.base)
-            return replace(secret, annotations=journal.with_announcement(secret.annotations, mine))
-
-        return await self._change_secret(call, announce)
-
-    async def _add_version(self, call: Call, value: SecretBytes, work: _Work) -> Version:
-        if work.resumed:
-            # AddSecretVersion has no token by which to repeat it: an earlier attempt's version is found by its value.
-            work.number = await self._find_version(call, value, work.base)
-            if work.number is not None:
-                return await self._api.get_version(call, work.number)
-        left = (LEASE - _MARGIN).total_seconds() - (_loop_time() - work.began)
-        if left <= 0:
-            raise UnavailableError("the store took too long to begin the write")
-        work.sent = True
-        sending = asyncio.ensure_future(self._api.add_version(call, value, timeout=left))
-        try:
-            version = await asyncio.shield(sending)
-        except asyncio.CancelledError:
-            # With the number, the version can be removed again.
-            await asyncio.wait({sending}, timeout=_PATIENCE)
-            if sending.done() and not sending.cancelled() and sending.exception() is None:
-                work.number = sending.result().number
-            sending.add_done_callback(retrieve_outcome)
-            sending.cancel()
-            raise
-        work.number = version.number
-        return version
-
-    async def _move_label(self, call: Call, announced: Secret, label: Label, number: int, check: Check) -> Secret:
-        """Move a label to version `number`, and remove this writer's announcement, in one update of the secret."""
-
-        async def move(secret: Secret) -> Secret:
-            if secret is not announced:
-                if journal.written_by(secret.annotations, call.request) == number:
-                    return secret
-                check(secret)
-                other = journal.read_announcement(secret.annotations)
-                if other is not None and other.request != journal.short_request(call.request):
-                    # This writer was too slow. The writer that has taken over disables this writer's version.
-                    raise ConflictError("this writer took too long, so another writer has replaced it")
-                # After the secret: a writer that disables or destroys the version as a leftover changes the etag first.
-                if (await self._api.get_version(call, number)).state is not VersionState.ENABLED:
-                    raise UnavailableError(
-                        f"version {number} was treated as a leftover by another writer before its label moved"
-                    )
-            noted = journal.with_done_note(secret.annotations, call.request, number)
-            return replace(secret, aliases={**secret.aliases, label: number}, annotations=noted)
-
-        return await self._change_secret(call, move, announced)
+                # Not the provider's clock: this waits for another process, whose time no test turns.
+                await asyncio.sleep(pause * _RANDOM.uniform(0.5, 1))
+                pause = min(1.0, pause * 1.6)
 
     async def _find_version(self, call: Call, value: SecretBytes, base: int) -> int | None:
         """Return the number of a version above `base` that holds `value`; reads by number are strongly consistent."""
@@ -406,18 +318,16 @@ class GCPSecretProvider(SecretProvider):
         return None
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        number, lease = parse_number(version), _Lease()
+        number = parse_number(version)
 
         async def move(secret: Secret) -> Secret:
             if number is None:
                 raise missing_version_error(version)
-            other = journal.read_announcement(secret.annotations)
-            if other is not None and other.purpose == "destroy":
-                lease.must_have_ended(other, call, "a version of the secret is being destroyed")
             # Read the version after the secret: a writer that destroys the version from now on changes the etag first.
             found = await self._api.get_version(call, number)
-            if found.state is not VersionState.ENABLED:
-                raise VersionDisabledError(f"version {number} was {found.state.value}")
+            if found.state is not VersionState.ENABLED or number in _destroyed(secret):
+                state = found.state.value if found.state is not VersionState.ENABLED else "destroyed"
+                raise VersionDisabledError(f"version {number} was {state}")
             call.check_holder(label, secret.aliases.get(label), expected)
             return replace(secret, aliases={**secret.aliases, label: number})
 
@@ -433,141 +343,50 @@ class GCPSecretProvider(SecretProvider):
     # --- removing ---------------------------------------------------------------------------------------------------
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        def unlabelled(secret: Secret) -> None:
-            if number is not None and (held := sorted(secret.labels_of(number))):
+        number = parse_number(version)
+        if number is None:
+            raise missing_version_error(version)
+        if not (await self._api.get_version(call, number)).doomed:
+            await self._destroy_unlabelled(call, number)
+
+    async def _destroy_unlabelled(self, call: Call, number: int) -> None:
+        """Destroy a version that has no label, once no writer can label it any more.
+
+        Raises:
+            ConflictError: A label points at the version.
+        """
+
+        async def note(secret: Secret) -> Secret:
+            if held := sorted(secret.labels_of(number)):
                 raise ConflictError(
                     f"the label {held[0]!r} points at version {number}", hint="Move the label to another version first."
                 )
+            # The note changes the etag, so that a request to label the version that is still on its way fails.
+            noted = sorted({*_destroyed(secret), number})[-_REMEMBERED_NOTES:]
+            return replace(secret, annotations={**secret.annotations, DESTROYED: " ".join(map(str, noted))})
 
-        number, work = parse_number(version), _Work()
-        if number is None:
-            raise missing_version_error(version)
-        if (await self._api.get_version(call, number)).doomed:
-            if call.attempt > 1:
-                await self._withdraw_announcement(call)
-            return
-        try:
-            await self._announce_work(call, "destroy", unlabelled, work)
-            await self._api.destroy_version(call, number)
-        except (ProviderError, asyncio.CancelledError):
-            if work.announced:
-                await self._await_briefly(self._withdraw_announcement(call))
-            raise
-        await self._withdraw_announcement(call)
+        await self._change_secret(call, note)
+        await self._api.destroy_version(call, number)
 
     async def _delete(self, call: Call) -> None:
         self._forget_secret(call)
         await self._api.delete_secret(call)
-
-    # --- clearing up ------------------------------------------------------------------------------------------------
-
-    async def _undo_work(self, call: Call, value: SecretBytes, work: _Work) -> None:
-        """Remove this writer's announcement and the version that it added, unless the version has got its label."""
-        secret = await self._withdraw_announcement(call)
-        if secret is None:
-            return
-        if work.number is None and (work.sent or call.attempt > 1):
-            known = journal.newest_known(secret.annotations, secret.aliases)
-            work.number = await self._find_version(call, value, max(work.base, known))
-        if work.number is not None and not secret.labels_of(work.number):
-            await self._api.destroy_version(call, work.number)
-
-    async def _withdraw_announcement(self, call: Call) -> Secret | None:
-        """Remove this writer's announcement from the secret, and return the secret; None if its write is complete.
-
-        The secret is updated even if the announcement is missing: a request of this writer that is still on its way to
-        the store then fails because its etag is outdated.
-        """
-
-        async def withdraw(secret: Secret) -> Secret:
-            if journal.written_by(secret.annotations, call.request) is not None:
-                return secret
-            standing = journal.read_announcement(secret.annotations)
-            ours = standing is not None and standing.request == journal.short_request(call.request)
-            kept = journal.without_announcement(secret.annotations) if ours else secret.annotations
-            return replace(secret, annotations=kept)
-
-        secret = await self._change_secret(call, withdraw)
-        return secret if journal.written_by(secret.annotations, call.request) is None else None
-
-    async def _disable_leftovers(self, call: Call, value: SecretBytes, work: _Work, secret: Secret) -> None:
-        """Destroy versions that earlier attempts of this call added; disable those that another, dead writer left."""
-        base = work.base if work.abandoned_base is None else min(work.base, work.abandoned_base)
-        abandoned = []
-        for version in await self._api.list_versions(call, after=base):
-            if version.number == work.number or version.state is not VersionState.ENABLED:
-                continue
-            if secret.labels_of(version.number):
-                continue
-            if work.abandoned_base is not None and version.number < (work.number or 0):
-                abandoned.append(version.number)
-            elif work.resumed and (await self._api.access_version(call, version.number))[1] == value:
-                await self._api.destroy_version(call, version.number)
-        if abandoned:
-            await self._note_left(call, abandoned)
-        for number in abandoned:
-            await self._api.disable_version(call, number)
-
-    async def _note_left(self, call: Call, numbers: Collection[int]) -> None:
-        """List versions in the annotations as left by a dead writer; `versions` then shows them as leftovers."""
-
-        async def note(secret: Secret) -> Secret:
-            return replace(secret, annotations=journal.with_left(secret.annotations, numbers))
-
-        await self._change_secret(call, note)
-
-    async def _await_briefly(self, clearing: Coroutine[object, object, object]) -> None:
-        """Run a cleanup for at most a second, even when cancelled. The next writer completes a cleanup that fails."""
-        task = asyncio.ensure_future(clearing)
-        task.add_done_callback(retrieve_outcome)
-        try:
-            await asyncio.wait({task}, timeout=_PATIENCE)
-        finally:
-            task.cancel()
-        if task.done() and not task.cancelled():
-            error = task.exception()
-            if error is not None and not isinstance(error, ProviderError):
-                raise error
-
-    def _new_announcement(self, call: Call, purpose: str, base: int) -> journal.Announcement:
-        return journal.Announcement(
-            purpose=purpose, request=journal.short_request(call.request), nonce=secrets.token_hex(8), base=base
-        )
 
     def _forget_secret(self, call: Call) -> None:
         """Remove a secret's versions from the cache, because this call creates or deletes the secret."""
         self._created = {key: known for key, known in self._created.items() if key[0] != call.secret_id}
 
 
-class _Lease:
-    """Measures how long the announcement of another writer has stayed unchanged."""
-
-    def __init__(self) -> None:
-        self._nonce, self._since = "", 0.0
-
-    def must_have_ended(self, other: journal.Announcement, call: Call, wait: str) -> None:
-        """Raise `EtagMovedError`, so that the secret is read again, until its announcement is `LEASE` old.
-
-        `wait` says what the call waits for.
-        """
-        if other.nonce != self._nonce:
-            self._nonce, self._since = other.nonce, _loop_time()
-        if _loop_time() - self._since < LEASE.total_seconds():
-            call.waits[:] = [wait]
-            raise EtagMovedError
+def _entries(secret: Secret) -> list[tuple[str, str]]:
+    """Return the latest versions that Goatherd wrote, the newest first: number and beginning of `Call.request`."""
+    return _ENTRY.findall(secret.annotations.get(DONE, ""))
 
 
-class _Pause:
-    """Pauses between two reads of a secret that another writer is changing; each pause is longer than the last."""
-
-    def __init__(self) -> None:
-        self._next = 0.02
-
-    async def __call__(self) -> None:
-        # Not the provider's clock: this waits for another process, whose time no test turns.
-        await asyncio.sleep(self._next * _RANDOM.uniform(0.5, 1))
-        self._next = min(1.0, self._next * 1.6)
+def _written_by(secret: Secret, call: Call) -> int | None:
+    """Return the number of the version that this call has written; None if there is none."""
+    return next((int(number) for number, by in _entries(secret) if by == call.request[:16]), None)
 
 
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()
+def _destroyed(secret: Secret) -> frozenset[int]:
+    """Return the numbers of the versions that are destroyed, or are to be destroyed."""
+    return frozenset(int(number) for number in secret.annotations.get(DESTROYED, "").split() if number.isdecimal())
