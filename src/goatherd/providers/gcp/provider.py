@@ -267,8 +267,10 @@ class GCPSecretProvider(SecretProvider):
             # An earlier attempt's version is found by its value, since its answer may have been lost.
             number = await self._find_version(call, value, base) if call.attempt > 1 else None
             if number is None:
-                number = (await self._api.add_version(call, value)).number
-            version = await self._api.get_version(call, number)
+                version = await self._api.add_version(call, value)
+                number = version.number
+            else:
+                version = await self._api.get_version(call, number)
             secret = await self._change_secret(call, move, secret)
         except ProviderError as error:
             if not error.retryable or call.attempt >= self.retry.attempts:
