@@ -64,7 +64,6 @@ async def test_a_server_answers_once_it_says_so_and_stops_at_a_signal(tmp_path: 
         creates=True,
         host="127.0.0.1",
         port=0,
-        grace=GRACE,
         on_ready=ready.put_nowait,
     )
     async with asyncio.timeout(HANG), asyncio.TaskGroup() as group:
@@ -83,7 +82,6 @@ async def test_a_missing_data_directory_is_created_only_if_that_is_asked(tmp_pat
             creates=False,
             host="127.0.0.1",
             port=0,
-            grace=GRACE,
             on_ready=lambda _: pytest.fail("it has started"),
         )
     assert not (tmp_path / "data").exists()
