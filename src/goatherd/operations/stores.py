@@ -26,7 +26,7 @@ from goatherd.errors import (
     StoresDifferError,
     UnsignedIdentityError,
 )
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document, source_digest
 from goatherd.identity.transitions import PROMOTED, can_go_back, record_promotion
 from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLog, record_run
@@ -354,7 +354,8 @@ async def promote_store(
 
     Raises:
         ConfigurationError: No follower has this region.
-        PromotionRefusedError: Another store or a server has shown a later identity, or one with another history.
+        PromotionRefusedError: Another store or a server has shown a later identity, or one with another history; or
+            no server trusts the root in the store of the region, also with `force`.
         StoresDifferError: Another region was promoted at the same time, so there are two histories now.
         UnsignedIdentityError: The identity in the store of the region was changed since a root signed it.
         ProviderError, IdentityError: The store of the region cannot be read or written.
@@ -372,6 +373,7 @@ async def promote_store(
     document = decode_document(found.value.reveal(), store.signers.sign)
     seen, unseen = await _gather_evidence(stores, store.secret_id, region, nodes)
     await _check_signature(member, inner, document, nodes, time)
+    await _check_trusted(member, inner, document, nodes, time)
     mark = DocumentMark.from_document(document)
     objections = find_objections(mark, seen)
     if objections and not force:
@@ -445,6 +447,44 @@ async def _check_signature(
     except UnsignedIdentityError as error:
         error.hint = f"Make {member.region} the primary store in [stores]. {error.hint}"
         raise
+
+
+async def _check_trusted(
+    member: StoreMember, secret_id: str, document: IdentityDocument, nodes: NodeDirectory | None, clock: Clock
+) -> None:
+    """Check that a server trusts the current root in a store, unless no server answers whether it does.
+
+    SECURITY: a writer of this store without a root's key can write an identity of their own, correctly signed. After a
+    promotion, `goatherd stores sync` would copy this identity over that of the cluster
+    (tests/unit/operations/test_stores.py).
+
+    Raises:
+        PromotionRefusedError: Servers have answered, and none of them trusts the root.
+    """
+    if nodes is None:
+        return
+    root, digest, now_ms = document.current, source_digest(document), clock.now_ms()
+    refusing = []
+    for client in await nodes():
+        with suppress(GoatherdError):  # the evidence names a server that does not answer
+            answer = await client.identity()
+            if answer is not None and answer.digest == digest:
+                return
+            if await client.answers(root):
+                return
+            if root.session.is_expired(now_ms) and answer is not None and root.id in (answer.roots or ()):
+                return  # servers reject requests of an expired root
+            refusing.append(client.base_url)
+    if refusing:
+        raise PromotionRefusedError(
+            f"no server trusts root {root.id}, which region {member.region} holds: {', '.join(refusing)} rejected its"
+            " signature",
+            provider=member.provider.scheme,
+            secret_id=secret_id,
+            operation="promote",
+            hint="Find out who has written this identity. Promote a region whose root the servers trust; delete the"
+            f" secret in region {member.region}, and `goatherd stores sync` fills it again.",
+        )
 
 
 async def _read_stable(provider: SecretProvider, secret_id: str) -> VersionId | None:

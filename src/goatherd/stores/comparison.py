@@ -29,15 +29,22 @@ class DocumentMark:
     Attributes:
         digest: SHA-256 of the document's text, hexadecimal.
         lineage: The latest predecessors; None if they are not known.
+        is_signed: Whether the current root has signed the document; None if that is not known.
     """
 
     generation: int
     digest: str
     lineage: Lineage | None = field(default=None, repr=False)
+    is_signed: bool | None = None
 
     @classmethod
     def from_document(cls, document: IdentityDocument) -> DocumentMark:
-        return cls(generation=document.generation, digest=source_digest(document), lineage=document.lineage)
+        return cls(
+            generation=document.generation,
+            digest=source_digest(document),
+            lineage=document.lineage,
+            is_signed=document.is_signed,
+        )
 
 
 def compare_documents(one: DocumentMark, other: DocumentMark) -> Standing:
@@ -45,6 +52,12 @@ def compare_documents(one: DocumentMark, other: DocumentMark) -> Standing:
 
     A predecessor that only one of the documents names counts as shared, because it cannot be compared.
     """
+    # SECURITY: an attacker who can write one store, but has no root's key, can raise the generation. A document without
+    # a valid signature is behind a signed one whatever its generation: it is not used, not copied, and delays nothing
+    # (tests/unit/operations/test_stores.py).
+    for unsigned, signed, result in ((one, other, Standing.BEHIND), (other, one, Standing.AHEAD)):
+        if unsigned.is_signed is False and signed.is_signed and unsigned.generation >= signed.generation:
+            return result
     if one.generation == other.generation:
         return Standing.SAME if one.digest == other.digest else Standing.SPLIT
     earlier, later = (one, other) if one.generation < other.generation else (other, one)

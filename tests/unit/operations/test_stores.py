@@ -24,8 +24,9 @@ from goatherd.errors import (
     UnavailableError,
     UnsignedIdentityError,
 )
-from goatherd.identity.document import encode_document, source_digest
-from goatherd.identity.transitions import prepare_rotation
+from goatherd.identity.document import encode_document, normalize_document, sign_document, source_digest
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import create_document, prepare_rotation
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
@@ -68,6 +69,9 @@ class Answering:
 
     async def identity(self) -> ServerIdentity:
         return ServerIdentity(generation=self._document.generation, digest=source_digest(self._document))
+
+    async def answers(self, root: OwnedSession) -> bool:
+        return root.session in self._document.roots
 
 
 def nodes_with(document: Any) -> Any:
@@ -245,10 +249,49 @@ async def test_an_identity_that_was_altered_without_a_root_s_key_is_not_promoted
     assert regions.us.document() == altered
 
 
+async def test_a_store_that_was_altered_without_a_root_s_key_is_behind_whatever_its_generation_and_never_copied(
+    regions: Regions,
+) -> None:
+    """A writer of one store, who has no root's key, raises the generation: what was signed stays the later identity."""
+    now_ms = FakeClock().now_ms()
+    signed = normalize_document(sign_document(replace(FIRST, generation=2), now_ms))
+    altered = normalize_document(replace(signed, generation=7, rotated_at=now_ms))
+    assert not altered.is_signed
+    for one in ("eu", "us", "ap"):
+        await write(regions, one, signed)
+    await write(regions, "ap", altered)
+    states = {one.region: one for one in await read_regions(stores_of(regions))}
+    assert (states["ap"].standing, states["us"].standing) == (Standing.BEHIND, Standing.SAME)
+    assert (await sync_stores(stores_of(regions))).is_complete
+    assert regions.ap.document() == signed
+    await write(regions, "eu", altered)
+    states = {one.region: one for one in await read_regions(stores_of(regions))}
+    assert (states["eu"].standing, states["us"].standing) == (Standing.BEHIND, Standing.SAME)
+    assert not (await sync_stores(stores_of(regions), patience=timedelta(0))).is_complete
+    assert regions.us.document() == regions.ap.document() == signed
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_an_identity_that_no_server_trusts_is_not_promoted(regions: Regions, force: bool) -> None:
+    """A writer of one follower's store, who has no root's key, must not take over the other regions."""
+    now_ms = FakeClock().now_ms()
+    stranger = create_document(owned("stranger"), now_ms)
+    foreign = replace(stranger, generation=FIRST.generation + 1)
+    await write(regions, "us", normalize_document(sign_document(foreign, now_ms)))
+    before = regions.us.document()
+    with pytest.raises(PromotionRefusedError, match=r"no server trusts root stranger\w*, which region us"):
+        await promote_store(stores_of(regions), "us", nodes_with(FIRST), force=force)
+    assert regions.us.document() == before
+    assert regions.eu.document() == FIRST
+
+
 async def test_a_promotion_says_why_the_generation_of_a_store_or_server_is_not_known(regions: Regions) -> None:
     class Another:
         def __init__(self, base_url: str, answer: ServerIdentity | None) -> None:
             self.base_url, self._answer = base_url, answer
+
+        async def answers(self, root: OwnedSession) -> bool:
+            return self.base_url != "http://down"
 
         async def identity(self) -> ServerIdentity | None:
             if self.base_url == "http://down":

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from goatherd.errors import ProviderAccessDeniedError, ProviderConfigurationError, StoreLagError, UnavailableError
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document, sign_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import correct_times, create_document
 from goatherd.providers.base import Call
@@ -163,8 +163,9 @@ async def test_an_identity_of_another_region_that_was_rejected_is_not_returned_b
     reader = RegionalReader(regions.members(), region="us", interval=timedelta(minutes=1), clock=regions.clock)
     async with CloudSecretSettings(SECRET, reader, clock=regions.clock) as settings:
         await settings.load()
-        forged = replace(create_document(owned("stranger"), regions.clock.now_ms()), generation=10**6)
-        await write(regions, "ap", forged)
+        now_ms = regions.clock.now_ms()
+        forged = replace(create_document(owned("stranger"), now_ms), generation=2)
+        await write(regions, "ap", sign_document(forged, now_ms))
         assert not await settings.refresh()
         assert settings.status.is_degraded, "it is reported once"
         for _ in range(3):
