@@ -85,36 +85,55 @@ class CallerLimiter:
         self._session_requests = TokenBuckets(limits.session_requests)
         self.paused_count = 0
         """Number of requests that were delayed because their session had sent too many."""
-        self._open: Counter[str] = Counter()
+        self.connection_count = 0
+        """Number of open connections of all callers."""
+        self._open: dict[str, dict[Callable[[], None], None]] = {}  # by address, the oldest connection first
         self._unlisted: dict[str, None] = {}  # addresses that sent X-Forwarded-For and are not in `forwarded_by`
 
     # --- connections --------------------------------------------------------------------------------------------------
 
-    @property
-    def connection_count(self) -> int:
-        """Number of open connections of all callers."""
-        return self._open.total()
-
-    def count_connection(self, address: str) -> bool:
+    def count_connection(self, address: str, abort: Callable[[], None]) -> bool:
         """Count a new connection of an address, and return whether the limits let it stay open.
 
-        Only the limit on all connections together applies to proxies in `forwarded_by`.
+        Only the limit on all connections together applies to proxies in `forwarded_by`. If that limit is reached, the
+        oldest connection of the address with most connections makes room for one of an address with fewer.
+
+        SECURITY: otherwise a few addresses could keep out all others (tests/unit/serving/test_caller_limiter.py).
+
+        Args:
+            address: The remote address.
+            abort: Closes the connection at once; also identifies it.
         """
         key = find_caller(address, "", ())
-        self._open[key] += 1
-        limits = self.limits
-        most = limits.connections if is_in_networks(address, self._proxies) else limits.connections_per_address
-        if self._open.total() <= limits.connections and self._open[key] <= most:
+        own = self._open.setdefault(key, {})
+        own[abort] = None
+        self.connection_count += 1
+        is_proxy = is_in_networks(address, self._proxies)
+        if not is_proxy and len(own) > self.limits.connections_per_address:
+            self._report(Excess.TOO_MANY, f"too many connections, {len(own)} of them from {key}")
+            return False
+        if self.connection_count <= self.limits.connections:
             return True
-        self._report(Excess.TOO_MANY, f"too many connections, {self._open[key]} of them from {key}")
-        return False
+        callers = [each for each in self._open if not is_in_networks(each, self._proxies)]
+        most = max(callers, key=lambda each: len(self._open[each]), default=key)
+        count = len(self._open[most])
+        self._report(Excess.TOO_MANY, f"too many connections, {count} of them from {most}")
+        if most == key or (count <= len(own) and not is_proxy):
+            return False
+        oldest = next(iter(self._open[most]))
+        self.uncount_connection(most, oldest)
+        oldest()
+        return True
 
-    def uncount_connection(self, address: str) -> None:
-        """Count a connection of an address as closed."""
+    def uncount_connection(self, address: str, abort: Callable[[], None]) -> None:
+        """Count a connection of an address as closed. May be called twice."""
         key = find_caller(address, "", ())
-        self._open[key] -= 1
-        if not self._open[key]:
-            del self._open[key]
+        own = self._open.get(key, {})
+        if abort in own:
+            del own[abort]
+            self.connection_count -= 1
+            if not own:
+                del self._open[key]
 
     def report_slow_head(self) -> None:
         """Report a connection that was closed because the request's headers came too slowly or not at all."""

@@ -90,7 +90,8 @@ class CallerLimits:
             callers fill the memory for answers for hours.
         idle_timeout: How long a connection stays open without a request. It must be well above the 5 seconds in which
             clients reuse a connection, since a request is lost if the connection is closed at the same time.
-        connections: Maximum number of open connections; fewer if the process may not open so many files.
+        connections: Maximum number of open connections; fewer if the process may not open so many files. Beyond it, the
+            oldest connection of the address with most connections makes room for an address with fewer.
         connections_per_address: Maximum number of open connections of one address.
         requests: Rate limit for the requests of one address.
         new_sessions: Rate limit for ``POST /auth/session`` of one address.

@@ -101,13 +101,13 @@ class HTTPConnection(HttpToolsProtocol):
         self.flow = _ReadControl(transport, self.pipeline)
         self._start_timer()
         self._address = self.client[0] if self.client else ""
-        if not self._limiter.count_connection(self._address):
+        if not self._limiter.count_connection(self._address, self.abort):
             self.answer_and_close(_TOO_MANY)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_answer_timer()
-        self._limiter.uncount_connection(self._address)
+        self._limiter.uncount_connection(self._address, self.abort)
         super().connection_lost(exc)
         # uvicorn notifies only the newest request. If several requests are queued, an older one is being answered.
         for cycle in self._cycles:

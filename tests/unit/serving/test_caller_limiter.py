@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +202,9 @@ async def test_an_office_behind_one_address_meets_no_limit() -> None:
     limiter = CallerLimiter(CallerLimits(), clock=(clock := Turned()))
     scope: dict[str, Any] = {"client": ("203.0.113.7", 1), "headers": []}
     clients = 300
-    assert all(limiter.count_connection("203.0.113.7") for _ in range(3 * clients)), "a browser opens several"
+    assert all(limiter.count_connection("203.0.113.7", partial(int, number)) for number in range(3 * clients)), (
+        "a browser opens several"
+    )
     for second in range(60):
         clock.at = float(second)
         for number in range(clients):
@@ -283,9 +287,41 @@ def test_a_network_that_is_none_is_an_error() -> None:
         CallerLimiter(CallerLimits(), clock=SystemClock(), forwarded_by=["10.0.0.0/99"])
 
 
+async def test_an_address_with_fewer_connections_gets_in_and_the_oldest_of_the_address_with_most_goes(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path, CallerLimits(connections=4)) as (server, _, http):
+
+        async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", http.base_url.port, local_addr=(address, 0))
+            writer.write(b"GET /healthy HTTP/1.1\r\nhost: h\r\n\r\n")
+            return reader, writer
+
+        async with asyncio.timeout(HANG):
+            greedy = [await connect("127.0.0.2") for _ in range(4)]
+            assert [(await reader.readline())[9:12] for reader, _ in greedy] == [b"200"] * 4
+            others = [await connect(f"127.0.0.{number}") for number in (3, 4)]
+            assert [(await reader.readline())[9:12] for reader, _ in others] == [b"200"] * 2
+            for reader, _ in greedy[:2]:
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+            others.append(await connect("127.0.0.2"))
+            assert (await others[-1][0].readline())[9:12] == b"503", "it still has most"
+            assert server.limiter.connection_count <= 5
+            for _, writer in (*greedy, *others):
+                writer.close()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
+
+
 def test_a_proxy_that_reaches_a_listener_on_all_addresses_by_ipv4_is_known() -> None:
     limits = CallerLimits(connections=3, connections_per_address=1)
     limiter = CallerLimiter(limits, clock=SystemClock(), forwarded_by=["10.0.0.0/8"])
-    assert [limiter.count_connection("::ffff:10.0.0.5") for _ in range(4)] == [True, True, True, False]
+    assert [limiter.count_connection("::ffff:10.0.0.5", partial(int, number)) for number in range(4)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     scope = {"client": ("::ffff:10.0.0.5", 1), "headers": [(b"x-forwarded-for", b"192.0.2.1")]}
     assert limiter.take_request(scope) == "192.0.2.1"
