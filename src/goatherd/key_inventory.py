@@ -47,6 +47,7 @@ from goatherd.providers.values import (
 
 _RECENT: Final = 12
 """How many versions to search for a cancelled rotation; each rotation writes at most six."""
+_INTERRUPTED: Final = "its destruction was interrupted"
 _SWITCHED_OFF: Final = "disabled; a user who may change the secret can enable it again"
 
 
@@ -386,16 +387,17 @@ async def _read_holding(
         known: What was read before, to which what is read now is added.
         is_copied: Whether the version is in the store of another region; with a digest in `own` it is a mere copy.
     """
-    may_destroy = version.is_leftover and provider.guarantees.destroys
+    is_interrupted = version.state is VersionState.DESTROYING
+    may_destroy = (version.is_leftover or is_interrupted) and provider.guarantees.destroys
     unknown = Holding(
         version=version,
         private_ids=frozenset(),
         retired_ms=max(version.created_ms, document.rotated_at or 0) if may_destroy else version.created_ms,
-        problem=_SWITCHED_OFF,
+        problem=_INTERRUPTED if is_interrupted else _SWITCHED_OFF,
         is_unknown_leftover=may_destroy,
         is_copied=is_copied,
     )
-    if version.state is VersionState.DISABLED:
+    if version.state in (VersionState.DISABLED, VersionState.DESTROYING):
         return unknown
     try:
         digest, value = known.digests.get(version.id), None

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 def settings_of(herd: Herd) -> CloudSecretSettings:
     return CloudSecretSettings(
-        MemorySecretProvider(herd.provider._store), "root", refresh_interval=SECOND / 2, clock=herd.clock
+        MemorySecretProvider(herd.provider.store), "root", refresh_interval=SECOND / 2, clock=herd.clock
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import inspect
+import json
 import re
 import secrets
 import threading
@@ -21,6 +22,7 @@ from goatherd.errors import UnavailableError
 from goatherd.files import System
 from goatherd.providers.base import RetryPolicy, SecretProvider
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.versioned_record import BASE64, RECORD
 from tests.deadlines import HANG
 from tests.fakes.faults import Fault, FaultProxy, Mode
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
@@ -240,6 +242,19 @@ def dying(
     return opened
 
 
+def values_of(document: Any) -> set[bytes]:
+    """Return the values in the JSON object of a secret; none if there is no object."""
+    members = [member for name, member in (document or {}).items() if name not in (RECORD, "path")]
+    return {base64.b64decode(one[BASE64]) if isinstance(one, dict) else one.encode() for one in members}
+
+
+def values_in(raw: bytes) -> set[bytes]:
+    """Return the values in the bytes of a JSON object; none if a dying writer has not written it to the end."""
+    with contextlib.suppress(ValueError):
+        return values_of(json.loads(raw))
+    return set()
+
+
 @contextlib.contextmanager
 def file_store(tmp_path: Path) -> Iterator[Store]:
     @contextlib.asynccontextmanager
@@ -250,7 +265,9 @@ def file_store(tmp_path: Path) -> Iterator[Store]:
     yield Store(
         make=lambda: FileSecretProvider(str(tmp_path / "store"), retry=ONCE),
         kill=opened,
-        held=lambda name: {file.read_bytes() for file in (tmp_path / "store" / name).glob("*.value")},
+        held=lambda name: {
+            value for file in (tmp_path / "store" / name).glob("secret.*") for value in values_in(file.read_bytes())
+        },
         name=lambda: f"root-{secrets.token_hex(4)}",
     )
 
@@ -264,16 +281,9 @@ def vault_store(tmp_path: Path) -> Iterator[Store]:
     with BaoServer(BAO) as server:
 
         def held(name: str) -> set[bytes]:
-            found = set()
-            for path in (name, f"{name}-pointer"):
-                known = server.ask("GET", f"secret/metadata/{path}").get("data", {})
-                for number in known.get("versions", {}):
-                    data = (server.ask("GET", f"secret/data/{path}?version={number}").get("data") or {}).get("data")
-                    if data and "value" in data:
-                        found.add(base64.b64decode(data["value"]))
-                    if data and "identity" in data:
-                        found.add(data["identity"].encode())
-            return found
+            known = server.ask("GET", f"secret/metadata/{name}").get("data", {}).get("versions", {})
+            asked = [server.ask("GET", f"secret/data/{name}?version={number}") for number in known]
+            return {value for each in asked for value in values_of((each.get("data") or {}).get("data"))}
 
         def make(port: int = server.port) -> SecretProvider:
             url = f"http://127.0.0.1:{port}"
@@ -431,7 +441,7 @@ def kubernetes_store(tmp_path: Path) -> Iterator[Store]:
                 data = fake.stored(*name.split("/"))["data"]
             except KeyError:
                 return set()
-            return {base64.b64decode(raw) for key, raw in data.items() if key.startswith("identity-")}
+            return {base64.b64decode(raw) for key, raw in data.items() if key != RECORD}
 
         def make(port: int = fake.port) -> SecretProvider:
             address = KubernetesAddress(kubeconfig=kubeconfig(tmp_path, f"http://127.0.0.1:{port}"))

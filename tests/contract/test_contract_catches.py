@@ -20,35 +20,52 @@ from goatherd.testing.subject import ContractViolationError
 from goatherd.testing.wrong_answers import WrongAnswer, WrongAnswers
 
 
-class SortsAsText(MemorySecretProvider):
+class Broken(MemorySecretProvider):
+    """What the broken providers need to get at what is stored."""
+
+    def record(self, call: Call) -> VersionedRecord:
+        found = self.store.secrets.get(call.secret_id)
+        return VersionedRecord() if found is None else found.record
+
+    def put(self, call: Call, record: VersionedRecord) -> None:
+        found = self.store.secrets[call.secret_id]
+        self.store.secrets[call.secret_id] = found.with_record(record)
+
+    @property
+    def deleted(self) -> dict[tuple[str, int], SecretBytes]:
+        kept: dict[tuple[str, int], SecretBytes] = vars(self.store).setdefault("deleted", {})
+        return kept
+
+
+class SortsAsText(Broken):
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         return sorted(await super()._versions(call), key=lambda version: version.id, reverse=True)
 
 
-class SortsByTime(MemorySecretProvider):
+class SortsByTime(Broken):
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         return sorted(await super()._versions(call), key=lambda version: version.created_ms, reverse=True)
 
 
-class LastWriterWins(MemorySecretProvider):
+class LastWriterWins(Broken):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        holder = self._record_of(call).labels.get(label)
+        holder = self.record(call).labels.get(label)
         return await super()._write(call, value, label, None if holder is None else VersionId(holder))
 
 
-class LastMoverWins(MemorySecretProvider):
+class LastMoverWins(Broken):
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        holder = self._record_of(call).labels.get(label)
+        holder = self.record(call).labels.get(label)
         await super()._label(call, label, version, None if holder is None else VersionId(holder))
 
 
-class Overwrites(MemorySecretProvider):
+class Overwrites(Broken):
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        self._store.ledgers.pop(call.secret_id, None)
+        self.store.secrets.pop(call.secret_id, None)
         return await super()._create(call, value, label)
 
 
-class QuotesTheValue(MemorySecretProvider):
+class QuotesTheValue(Broken):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         try:
             return await super()._write(call, value, label, expected)
@@ -56,7 +73,7 @@ class QuotesTheValue(MemorySecretProvider):
             raise call.error(ConflictError, f"could not write {value.reveal()!r}") from error
 
 
-class QuotesTheValueInTheCause(MemorySecretProvider):
+class QuotesTheValueInTheCause(Broken):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         try:
             return await super()._write(call, value, label, expected)
@@ -64,14 +81,15 @@ class QuotesTheValueInTheCause(MemorySecretProvider):
             raise call.error(ConflictError, "lost") from ValueError(value.reveal())
 
 
-class LetsItsOwnErrorsOut(MemorySecretProvider):
+class LetsItsOwnErrorsOut(Broken):
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        ledger = self._store.ledgers[call.secret_id]
+        ledger = self.record(call)
         number = ledger.labels[at] if isinstance(at, Label) else int(at)
-        return SecretValue(version=ledger.describe_version(number), value=self._store.values[call.secret_id, number])
+        value = self.store.secrets[call.secret_id].values[number]
+        return SecretValue(version=ledger.describe_version(number), value=value)
 
 
-class TakesDestroyedForMissing(MemorySecretProvider):
+class TakesDestroyedForMissing(Broken):
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         try:
             return await super()._read(call, at)
@@ -79,137 +97,134 @@ class TakesDestroyedForMissing(MemorySecretProvider):
             raise call.error(SecretNotFoundError, "no such version") from error
 
 
-class DestroysWhatIsLabelled(MemorySecretProvider):
+class DestroysWhatIsLabelled(Broken):
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        ledger = self._record_of(call)
-        self._store.ledgers[call.secret_id] = replace(
-            replace(ledger, labels={}).without_value(call, version), labels=ledger.labels
-        )
+        ledger = self.record(call)
+        self.put(call, replace(replace(ledger, labels={}).without_value(call, version), labels=ledger.labels))
 
 
-class DestroysWhatWasJustLabelled(MemorySecretProvider):
+class DestroysWhatWasJustLabelled(Broken):
     """Reads the labels, and destroys the value later, even if a label has moved in between."""
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        self._record_of(call).without_value(call, version)
+        self.record(call).without_value(call, version)
         await asyncio.sleep(0)
-        ledger = self._record_of(call)
-        self._store.ledgers[call.secret_id] = replace(
-            replace(ledger, labels={}).without_value(call, version), labels=ledger.labels
-        )
+        ledger = self.record(call)
+        self.put(call, replace(replace(ledger, labels={}).without_value(call, version), labels=ledger.labels))
 
 
-class LabelsWhatWasJustDestroyed(MemorySecretProvider):
+class LabelsWhatWasJustDestroyed(Broken):
     """Reads the version, and moves the label later, even if the value was destroyed in between."""
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        before = self._record_of(call).with_label(call, label, version, expected)
+        before = self.record(call).with_label(call, label, version, expected)
         await asyncio.sleep(0)
-        ledger = self._record_of(call)
-        self._store.ledgers[call.secret_id] = replace(ledger, labels=before.labels)
+        ledger = self.record(call)
+        self.put(call, replace(ledger, labels=before.labels))
 
 
-class MovesAllLabels(MemorySecretProvider):
+class MovesAllLabels(Broken):
     """Moves a label, and drops the other labels of the version that had it."""
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        holder = self._record_of(call).labels.get(label)
+        holder = self.record(call).labels.get(label)
         await super()._label(call, label, version, expected)
         if holder is None or version == str(holder):
             return
-        ledger = self._record_of(call)
+        ledger = self.record(call)
         left = {each: number for each, number in ledger.labels.items() if number != holder}
-        self._store.ledgers[call.secret_id] = replace(ledger, labels=left)
+        self.put(call, replace(ledger, labels=left))
 
 
-class TakesAllLabelsOff(MemorySecretProvider):
+class TakesAllLabelsOff(Broken):
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
         await super()._unlabel(call, label, expected)
-        ledger = self._record_of(call)
+        ledger = self.record(call)
         left = {each: number for each, number in ledger.labels.items() if number != int(expected)}
-        self._store.ledgers[call.secret_id] = replace(ledger, labels=left)
+        self.put(call, replace(ledger, labels=left))
 
 
-class ListsByPrefix(MemorySecretProvider):
+class ListsByPrefix(Broken):
     """Lists the versions of each secret whose name begins with the given one, as an object store does."""
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         own = await super()._versions(call)
-        others = [name for name in self._store.ledgers if name != call.secret_id and name.startswith(call.secret_id)]
-        return [*own, *(each for name in others for each in self._store.ledgers[name].newest_first())]
+        others = [name for name in self.store.secrets if name != call.secret_id and name.startswith(call.secret_id)]
+        return [*own, *(each for name in others for each in self.store.secrets[name].record.newest_first())]
 
 
-class DeletesByPrefix(MemorySecretProvider):
+class DeletesByPrefix(Broken):
     async def _delete(self, call: Call) -> None:
         await super()._delete(call)
-        for name in [name for name in self._store.ledgers if name.startswith(call.secret_id)]:
+        for name in [name for name in self.store.secrets if name.startswith(call.secret_id)]:
             await super()._delete(replace(call, secret_id=name))
 
 
-class ForgetsItsRequest(MemorySecretProvider):
+class ForgetsItsRequest(Broken):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         return await super()._write(replace(call, request=f"{call.request}{call.attempt}"), value, label, expected)
 
 
-class ForgetsItsCreation(MemorySecretProvider):
+class ForgetsItsCreation(Broken):
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         return await super()._create(replace(call, request=f"{call.request}{call.attempt}"), value, label)
 
 
-class StripsBytes(MemorySecretProvider):
+class StripsBytes(Broken):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         return await super()._write(call, SecretBytes(value.reveal().rstrip()), label, expected)
 
 
-class KeepsValuesOfTheDeleted(MemorySecretProvider):
+class KeepsValuesOfTheDeleted(Broken):
     """Deletes the record of versions and labels, but keeps the values."""
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         try:
             return await super()._read(call, at)
         except SecretNotFoundError:
-            if at not in ("1", "2") or (call.secret_id, int(at)) not in self._store.values:
+            if at not in ("1", "2") or (call.secret_id, int(at)) not in self.deleted:
                 raise
-            left = self._store.values[call.secret_id, int(at)]
+            left = self.deleted[call.secret_id, int(at)]
             return SecretValue(version=SecretVersion(id=VersionId(at), created_ms=0), value=left)
 
     async def _delete(self, call: Call) -> None:
-        self._record_of(call).must_exist(call)
-        del self._store.ledgers[call.secret_id]
+        self.record(call).must_exist(call)
+        left = self.store.secrets.pop(call.secret_id)
+        self.deleted.update({(call.secret_id, number): value for number, value in left.values.items()})
 
 
 class KeepsVersionsOfTheDeleted(KeepsValuesOfTheDeleted):
     """The values of the deleted secret are read again once the name is used again."""
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        self._record_of(call).must_exist(call)
+        self.record(call).must_exist(call)
         return await super()._read(call, at)
 
 
-class KeepsLabelsOfTheDeleted(MemorySecretProvider):
+class KeepsLabelsOfTheDeleted(Broken):
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         made = await super()._create(call, value, label)
-        ledger = self._record_of(call)
-        self._store.ledgers[call.secret_id] = replace(ledger, labels={**ledger.labels, Label("stable"): 1})
+        ledger = self.record(call)
+        self.put(call, replace(ledger, labels={**ledger.labels, Label("stable"): 1}))
         return made
 
 
-class ReusesIds(MemorySecretProvider):
+class ReusesIds(Broken):
     async def _destroy(self, call: Call, version: VersionId) -> None:
         await super()._destroy(call, version)
-        ledger = self._record_of(call)
+        ledger = self.record(call)
         left = {number: entry for number, entry in ledger.versions.items() if not entry.destroyed}
-        self._store.ledgers[call.secret_id] = VersionedRecord(versions=left, labels=ledger.labels)
+        self.put(call, VersionedRecord(versions=left, labels=ledger.labels))
 
 
-class PromisesTooMuch(MemorySecretProvider):
+class PromisesTooMuch(Broken):
     """Declares strong reads, but each client has a store of its own."""
 
     def __init__(self, store: MemoryStore) -> None:
         super().__init__(None)
 
 
-class TakesTooMuch(MemorySecretProvider):
+class TakesTooMuch(Broken):
     @property
     def guarantees(self) -> Guarantees:
         return replace(super().guarantees, max_value_bytes=MAX_OF_THE_STORE + 1)
@@ -265,7 +280,7 @@ async def test_a_broken_provider_fails_the_check_that_is_for_it(broken: type[Mem
     assert check in [failure.check for failure in report.failures]
 
 
-class CountsFromZero(MemorySecretProvider):
+class CountsFromZero(Broken):
     """Correct: the ids of its versions begin at 0."""
 
     def _own_id(self, version: VersionId) -> VersionId:
@@ -321,7 +336,7 @@ async def test_a_correct_provider_passes_also_if_its_first_version_is_0(correct:
 
 @pytest.mark.slow
 async def test_what_a_provider_does_not_promise_is_skipped_with_the_reason_and_not_passed():
-    class Weak(MemorySecretProvider):
+    class Weak(Broken):
         @property
         def guarantees(self) -> Guarantees:
             return replace(super().guarantees, cas=False, destroys=False)
@@ -347,7 +362,7 @@ async def test_what_a_provider_does_not_promise_is_skipped_with_the_reason_and_n
 # --- wrong answers ----------------------------------------------------------------------------------------------------
 
 
-class Trusting(MemorySecretProvider):
+class Trusting(Broken):
     """Trusts the answers of its store. Faults are put between the methods of this class and those of its base."""
 
     def __init__(self, store: MemoryStore, answers: WrongAnswers) -> None:
@@ -363,14 +378,14 @@ class Trusting(MemorySecretProvider):
         wrong = self._fate(changes=True)
         made = await super()._create(call, value, label)
         if wrong is WrongAnswer.NOT_DONE:
-            del self._store.ledgers[call.secret_id]
+            del self.store.secrets[call.secret_id]
         return made
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        wrong, before = self._fate(changes=True), self._record_of(call)
+        wrong, before = self._fate(changes=True), self.store.secrets.get(call.secret_id)
         written = await super()._write(call, value, label, expected)
-        if wrong is WrongAnswer.NOT_DONE:
-            self._store.ledgers[call.secret_id] = before
+        if wrong is WrongAnswer.NOT_DONE and before is not None:
+            self.store.secrets[call.secret_id] = before
         if wrong is WrongAnswer.DONE_TWICE:
             await super()._write(replace(call, request=f"{call.request}2"), value, label, written.id)
         return written

@@ -64,18 +64,15 @@ def typed(script: str, environment: dict[str, str], folder: Path) -> str:
 
 JQ = """
 import json, sys
-path = sys.argv[1]
-found = json.load(open(sys.argv[2]) if len(sys.argv) > 2 else sys.stdin)
-for step in path.lstrip(".").split("."):
-    found = found[step]
-print(found)
+assert sys.argv[1:3] == ["-j", ".value"]
+sys.stdout.write(json.load(open(sys.argv[3]))["value"])
 """
 
 
 async def test_files(tmp_path: Path):
     from goatherd.providers.file import FileSecretProvider
 
-    (command,) = commands("store-file.md", "cat ")
+    (command,) = commands("store-file.md", "jq ")
     program(tmp_path, "jq", JQ)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
@@ -160,11 +157,7 @@ async def test_kubernetes(tmp_path: Path):
     from tests.contract.kubernetes.clients import provider_of
     from tests.fakes.kubernetes_fake import FakeKubernetes
 
-    script = "\n".join(
-        [*commands("store-kubernetes.md", "n="), *commands("store-kubernetes.md", "kubectl get secret ")]
-    )
-    assert script.count("kubectl get secret root -n goatdb -o jsonpath=") == 2
-    program(tmp_path, "jq", JQ)
+    (script,) = commands("store-kubernetes.md", "kubectl get secret root -n goatdb -o jsonpath=")
     program(tmp_path, "kubectl", KUBECTL)
     with FakeKubernetes(namespaces=("goatdb",)) as fake:
         token = fake.account("reader", next(yaml.safe_load_all(policy("server", "goatdb/root"))))

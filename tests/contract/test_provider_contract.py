@@ -74,7 +74,7 @@ async def test_the_report_of_a_good_provider_holds_every_check_and_no_failure():
     skipped = {outcome.check for outcome in report.with_result(Result.SKIPPED)}
     assert skipped == DECLARED_BY_MEMORY | NEEDS_A_STORE_THAT_LIES
     assert len(report.with_result(Result.PASSED)) == len(CHECKS) - len(skipped)
-    assert store.ledgers == {}, "the checks remove what they made"
+    assert store.secrets == {}, "the checks remove what they made"
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ async def test_a_secret_that_cannot_be_removed_is_reported():
 
     store = MemoryStore()
     report = await check_provider(lambda: KeepsAll(store), rounds=2, settle=timedelta(0))
-    assert set(report.left_behind) >= set(store.ledgers) != set()
+    assert set(report.left_behind) >= set(store.secrets) != set()
 
 
 # --- goatherd-contract ------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_the_command_exits_with_1_where_a_check_fails(monkeypatch: pytest.Monkey
 
     class Overwrites(MemorySecretProvider):
         async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-            self._store.ledgers.pop(call.secret_id, None)
+            self.store.secrets.pop(call.secret_id, None)
             return await super()._create(call, value, label)
 
     monkeypatch.setattr(contract_command, "open_provider", lambda _: (Overwrites(store), "root"))
@@ -202,7 +202,7 @@ def test_the_command_does_not_start_where_no_secret_may_be_removed(monkeypatch: 
     monkeypatch.setattr(contract_command, "open_provider", lambda _: (KeepsAll(store), "root"))
     done = CliRunner().invoke(command, ["memory:///root"])
     assert done.exit_code == 2
-    (left,) = store.ledgers
+    (left,) = store.secrets
     assert f"{left} was created and could not be deleted" in done.output
 
 
@@ -218,7 +218,7 @@ def test_the_command_names_a_secret_of_its_own_that_it_could_not_remove(monkeypa
 
     monkeypatch.setattr(contract_command, "open_provider", lambda _: (FailsOnce(store), "root"))
     done = CliRunner().invoke(command, ["memory:///root", "--only", "a new secret reads back"])
-    (left,) = store.ledgers
+    (left,) = store.secrets
     assert done.output.splitlines()[-2:] == ["could not remove these secrets, where they exist:", f"  {left}"]
 
 
@@ -286,4 +286,4 @@ async def test_a_secret_whose_removal_is_interrupted_is_reported():
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert left == list(store.ledgers) != []
+    assert left == list(store.secrets) != []

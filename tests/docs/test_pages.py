@@ -14,6 +14,7 @@ import pytest
 
 from goatherd import errors
 from goatherd.errors import ConfigurationError
+from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.testing.contract import check_provider
 from tests.contract import test_provider_contract
 from tests.docs.reference import DOCS
@@ -72,11 +73,12 @@ async def test_the_mistake_that_the_contributors_page_shows_is_caught_by_the_che
     page = CONTRIBUTE.read_text()
     (line,) = re.findall(r"```python\n(expected = .*)\n```", page)
     (named,) = re.findall(r"`FAILED (.*?)`", page)
-    text = (ROOT / "src/goatherd/providers/memory.py").read_text()
-    last = text.rindex("        return ", text.index("async def _write("), text.index("async def _label("))
-    changed = load_module(f"{text[:last]}        {line}\n{text[last:]}", tmp_path, monkeypatch)
-    store = changed.MemoryStore()
-    report = await check_provider(lambda: changed.MemorySecretProvider(store), rounds=2, settle=timedelta(0))
+    text = (ROOT / "src/goatherd/providers/record_provider.py").read_text()
+    first = text.index("        entry = ", text.index("async def _write("))
+    changed = load_module(f"{text[:first]}        {line}\n{text[first:]}", tmp_path, monkeypatch)
+    kind = type("Changed", (MemorySecretProvider,), {"_write": changed.RecordProvider._write})
+    store = MemoryStore()
+    report = await check_provider(lambda: kind(store), rounds=2, settle=timedelta(0))
     errors = {one.check.replace("_", " "): str(one.error) for one in report.failures}
     assert errors[named] == "2 writers won"
 
@@ -105,3 +107,15 @@ def test_the_change_that_the_contributors_page_shows_works(tmp_path: Path, monke
     names["MemorySecretProvider"] = unchanged.MemorySecretProvider
     with pytest.raises(ConfigurationError):
         names["shown"]()
+
+
+async def test_the_provider_that_the_page_for_authors_shows_keeps_the_contract(tmp_path: Path) -> None:
+    (shown,) = re.findall(
+        r"```python\n(import json\n.*?)```", (DOCS / "how-to/write-a-provider.md").read_text(), re.DOTALL
+    )
+    names: dict[str, Any] = {"__name__": "shown"}
+    exec(shown, names)
+    provider, secret_id = names["SQLiteProvider"].from_uri(f"mystore://{tmp_path}/keys.db/root")
+    assert secret_id == "root"
+    report = await check_provider(lambda: names["SQLiteProvider"](provider.store.path), rounds=5, settle=timedelta(0))
+    assert [(one.check, str(one.error)) for one in report.failures] == []

@@ -5,11 +5,10 @@ Follows https://kubernetes.io/docs/concepts/configuration/secret/#mounted-secret
 
 from __future__ import annotations
 
-import base64
 import shutil
 from pathlib import Path
 
-from goatherd.providers.kubernetes.record import SecretObject
+from goatherd.providers.versioned_record import RecordedSecret, encode_members
 
 
 class Kubelet:
@@ -35,5 +34,5 @@ class Kubelet:
         if old is not None and remove:
             shutil.rmtree(old)
 
-    def show(self, record: SecretObject) -> None:
-        self.mount({name: base64.b64decode(value) for name, value in record.content["data"].items()})
+    def show(self, secret: RecordedSecret) -> None:
+        self.mount(encode_members(secret))

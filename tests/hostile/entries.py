@@ -35,14 +35,14 @@ from goatherd.providers import versioned_record
 from goatherd.providers.azure.records import decode_leftover
 from goatherd.providers.azure.records import decode_pointer as decode_azure_pointer
 from goatherd.providers.base import Call
-from goatherd.providers.file import layout
-from goatherd.providers.kubernetes.record import decode_pointer as decode_kubernetes_pointer
-from goatherd.providers.kubernetes.record import encode_pointer as encode_kubernetes_pointer
 from goatherd.providers.values import SecretBytes, check_label
-from goatherd.providers.vault.records import StoredPointer, encode_pointer, encode_value
-from goatherd.providers.vault.records import decode_pointer as decode_vault_pointer
-from goatherd.providers.vault.records import decode_value as decode_vault_value
-from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, VersionedRecord, entry_for
+from goatherd.providers.versioned_record import (
+    DamagedRecordError,
+    ForeignRecordError,
+    RecordedSecret,
+    VersionedRecord,
+    entry_for,
+)
 from goatherd.schedule.due import check_cron
 from goatherd.server_url import parse_listen_address, parse_server_url
 from goatherd.serving.caller_limits import RefusedError
@@ -104,10 +104,11 @@ clusters: [{name: c, cluster: {server: 'https://h:1'}}]
 LOG = frame_records([NOTE.to_json(), BIRTH.to_json()])
 
 
-def _ledger() -> VersionedRecord:
+def _secret() -> RecordedSecret:
     entry = entry_for(SecretBytes(b"x"), request="r", now_ms=NOW)
     call = Call(operation="create", provider="file", secret_id="root", request="r")
-    return VersionedRecord().with_first_version(call, entry, check_label("current"))
+    record = VersionedRecord().with_first_version(call, entry, check_label("current"))
+    return RecordedSecret(record=record, values={1: SecretBytes(b"x")})
 
 
 def _object(data: bytes) -> Mapping[str, Any]:
@@ -218,8 +219,6 @@ def _cron(data: bytes) -> object:
 def entries() -> Sequence[Entry]:
     """Return all of them."""
     trail = b'{"seq":1,"at":"2026-01-01T00:00:00Z","event":"x","data":{},"by":"root-a","prev":"","sig":""}\n'
-    vault_pointer = json.dumps(encode_pointer(StoredPointer(ledger=_ledger(), current=SecretBytes(b"x")))).encode()
-    vault_value = json.dumps(encode_value(SecretBytes(b"x"), "r")).encode()
     return [
         # what clients and peers send
         Entry("session header", lambda data: parse_signature(text(data)), (signed_header(X).encode(),), 16384),
@@ -257,16 +256,13 @@ def entries() -> Sequence[Entry]:
             (json.dumps(X.session.public_key.to_jwk()).encode(),),
         ),
         Entry(
-            "manifest of the file store",
-            lambda raw: versioned_record.decode_record(raw, layout.FORM),
-            (versioned_record.encode_record(_ledger(), layout.FORM),),
+            "secret in a file, Vault or Kubernetes",
+            lambda raw: versioned_record.decode_secret(versioned_record.parse_json(raw)),
+            (json.dumps(versioned_record.encode_secret(_secret())).encode(),),
             raises=RECORD,
         ),
-        Entry("Vault pointer", lambda data: decode_vault_pointer(_object(data)), (vault_pointer,), raises=RECORD),
-        Entry("Vault value", lambda data: decode_vault_value(_object(data)), (vault_value,), raises=RECORD),
         Entry("Azure pointer", lambda data: decode_azure_pointer(text(data)), (), raises=RECORD),
         Entry("Azure value", lambda data: decode_leftover(text(data), text=False), (b"QUFB",), raises=RECORD),
-        Entry("Kubernetes pointer", decode_kubernetes_pointer, (encode_kubernetes_pointer(_ledger()),), raises=RECORD),
         Entry("log", lambda data: [each.record for each in read_lines(data)], (LOG,)),
         Entry("log recovery", scan_log, (LOG,)),
         Entry("log check", lambda data: list(decode_lines(data, ORG)), (LOG,)),

@@ -670,8 +670,9 @@ class SecretProvider(ABC):
         promised = self.guarantees
         if not (promised.destroys or promised.disables):
             return
-        if any(known.id == version and known.state is VersionState.ENABLED for known in await self._versions(call)):
-            raise call.error(UnavailableError, f"the store answered success, but version {version} is still enabled")
+        left = (VersionState.ENABLED, VersionState.DESTROYING)
+        if any(known.id == version and known.state in left for known in await self._versions(call)):
+            raise call.error(UnavailableError, f"the store answered success, but version {version} is not destroyed")
 
     async def _confirm_deleted(self, call: Call) -> None:
         try:

@@ -1,8 +1,8 @@
 """Optional abilities of a provider, beyond the interface in `goatherd.providers.base`.
 
-A provider may diagnose a secret, watch it, reserve space for it, or read Kubernetes Services. Each ability but
-the last is a protocol that a `SecretProvider` also implements if its platform allows it; the Kubernetes provider makes
-the reader of Services by its method `service_reader`.
+A provider may diagnose a secret, watch it, or read Kubernetes Services. Each ability but the last is a protocol that a
+`SecretProvider` also implements if its platform allows it; the Kubernetes provider makes the reader of Services by its
+method `service_reader`.
 
 - `DiagnosableSecretProvider`: report permissions, limits and coming problems. A diagnosis changes nothing: a permission
   that only a change could test is reported as "not checked". A finding never holds a secret's value.
@@ -10,7 +10,6 @@ the reader of Services by its method `service_reader`.
   not retry.
 - `ReplicatingSecretProvider`: report on, add and promote the platform's own replicas of a secret in other regions.
 - `CopiedSecretProvider`: list the versions of a secret in the stores of other regions that hold copies of it.
-- `ReservingSecretProvider`: reserve space for the writes of a change before it begins, in a store that can run full.
 - `ServiceReader`: find the pods behind a Kubernetes Service, for `goatherd.cluster.discovery`.
 """
 
@@ -20,7 +19,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
-from goatherd.providers.base import Guarantees, SecretProvider, StoreReader
+from goatherd.providers.base import Guarantees, StoreReader
 from goatherd.providers.values import SecretVersion, VersionId
 
 
@@ -125,22 +124,6 @@ class WatchableSecretProvider(Protocol):
 
         Raises:
             ProviderError: The watch cannot be established, or broke.
-        """
-        ...
-
-
-@runtime_checkable
-class ReservingSecretProvider(Protocol):
-    """A `SecretProvider` that can reserve disk space for later writes."""
-
-    async def reserve(self, secret_id: str) -> None:
-        """Reserve disk space for the writes of one command to a secret, in case the disk becomes full meanwhile.
-
-        If the space is reserved already, nothing changes. A write that finds the store full uses the reserve.
-
-        Raises:
-            SecretNotFoundError: There is no such secret.
-            UnavailableError: There is not enough space. Nothing was changed.
         """
         ...
 
@@ -264,13 +247,3 @@ class ReplicatingSecretProvider(Protocol):
             ProviderError: The platform refused, or did not answer.
         """
         ...
-
-
-async def reserve_room(provider: SecretProvider, secret_id: str) -> None:
-    """Reserve disk space for the next writes to a secret, if its store can do that, so that they all succeed.
-
-    Raises:
-        SecretNotFoundError, UnavailableError: As `ReservingSecretProvider.reserve`.
-    """
-    if isinstance(provider, ReservingSecretProvider):
-        await provider.reserve(secret_id)

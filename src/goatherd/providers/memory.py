@@ -1,37 +1,55 @@
-"""Store secrets in the memory of this process, for tests, demos and embedding. They are lost when the process ends.
-
-Each operation is one step without an await, under a lock, so that threads and tasks can share a store.
-"""
+"""Store secrets in the memory of this process, for tests, demos and embedding. They are lost when the process ends."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final, Self
 
 from goatherd.clock import Clock
-from goatherd.errors import ConfigurationError
+from goatherd.errors import ConfigurationError, ConflictError
 from goatherd.providers import addresses
-from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
-from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId, check_role
-from goatherd.providers.versioned_record import Growth, VersionedRecord, entry_for
+from goatherd.providers.base import MAX_VALUE_BYTES, Guarantees, ReadConsistency, RetryPolicy
+from goatherd.providers.record_provider import ObjectStore, RecordProvider, StoredObject, Token
+from goatherd.providers.values import check_role
+from goatherd.providers.versioned_record import RecordedSecret
 
 
-@dataclass(slots=True)
-class MemoryStore:
-    """The secrets that one or more memory providers share."""
+class MemoryStore(ObjectStore):
+    """The secrets that one or more memory providers share; threads can share it, too.
 
-    ledgers: dict[str, VersionedRecord] = field(default_factory=dict)
-    values: dict[tuple[str, int], SecretBytes] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    Attributes:
+        secrets: The content of each secret, by its id. The content is also the token.
+    """
+
+    def __init__(self, secrets: Mapping[str, RecordedSecret] | None = None) -> None:
+        self.secrets = dict(secrets or {})
+        self._lock = threading.Lock()
+
+    async def get(self, secret_id: str) -> StoredObject | None:
+        found = self.secrets.get(secret_id)
+        return None if found is None else StoredObject(found, found)
+
+    async def put(self, secret_id: str, secret: RecordedSecret, token: Token | None) -> None:
+        with self._lock:
+            self._check_token(secret_id, token)
+            self.secrets[secret_id] = secret
+
+    async def delete(self, secret_id: str, token: Token) -> None:
+        with self._lock:
+            self._check_token(secret_id, token)
+            del self.secrets[secret_id]
+
+    def _check_token(self, secret_id: str, token: Token | None) -> None:
+        if self.secrets.get(secret_id) is not token:
+            raise ConflictError("another writer has changed the secret")
 
 
 _SHARED: Final[dict[str, MemoryStore]] = {}
 
 
-class MemorySecretProvider(SecretProvider):
+class MemorySecretProvider(RecordProvider):
     """Store secrets in the memory of this process.
 
     Address: ``memory:///name/secret``. All providers with the same name share a store within the process. A
@@ -43,6 +61,7 @@ class MemorySecretProvider(SecretProvider):
 
     scheme = "memory"
     confirms_labels = False
+    store: MemoryStore
 
     def __init__(
         self,
@@ -54,7 +73,7 @@ class MemorySecretProvider(SecretProvider):
         max_value_bytes: int = MAX_VALUE_BYTES,
     ) -> None:
         super().__init__(timeout=timeout, retry=retry, clock=clock)
-        self._store = MemoryStore() if store is None else store
+        self.store = MemoryStore() if store is None else store
         self._guarantees = Guarantees(
             cas=True,
             read_consistency=ReadConsistency.STRONG,
@@ -75,61 +94,6 @@ class MemorySecretProvider(SecretProvider):
     @property
     def guarantees(self) -> Guarantees:
         return self._guarantees
-
-    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        return self._add_version(call, value, lambda ledger, entry: ledger.with_first_version(call, entry, label))
-
-    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        with self._store.lock:
-            ledger = self._record_of(call)
-            number = ledger.find_version(call, at)
-            return SecretValue(
-                version=ledger.describe_version(number), value=self._store.values[call.secret_id, number]
-            )
-
-    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        return self._add_version(call, value, lambda ledger, entry: ledger.with_version(call, entry, label, expected))
-
-    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        with self._store.lock:
-            self._store.ledgers[call.secret_id] = self._record_of(call).with_label(call, label, version, expected)
-
-    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        with self._store.lock:
-            self._store.ledgers[call.secret_id] = self._record_of(call).without_label(call, label, expected)
-
-    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        with self._store.lock:
-            ledger = self._record_of(call)
-            ledger.must_exist(call)
-            return ledger.newest_first()
-
-    async def _destroy(self, call: Call, version: VersionId) -> None:
-        with self._store.lock:
-            self._store.ledgers[call.secret_id] = self._record_of(call).without_value(call, version)
-            self._store.values.pop((call.secret_id, int(version)), None)
-
-    async def _delete(self, call: Call) -> None:
-        with self._store.lock:
-            ledger = self._record_of(call)
-            ledger.must_exist(call)
-            del self._store.ledgers[call.secret_id]
-            for number in ledger.versions:
-                self._store.values.pop((call.secret_id, number), None)
-
-    def _record_of(self, call: Call) -> VersionedRecord:
-        return self._store.ledgers.get(call.secret_id, VersionedRecord())
-
-    def _add_version(self, call: Call, value: SecretBytes, grow: Growth) -> SecretVersion:
-        with self._store.lock:
-            ledger = self._record_of(call)
-            number = ledger.made_by(call.request)
-            if number is None:
-                ledger = grow(ledger, entry_for(value, request=call.request, now_ms=self.clock.now_ms()))
-                number = ledger.next_number - 1
-                self._store.values[call.secret_id, number] = value
-                self._store.ledgers[call.secret_id] = ledger
-            return ledger.describe_version(number)
 
 
 def policy(role: str, secret: str | Mapping[str, object]) -> str:

@@ -45,6 +45,8 @@ class VersionState(StrEnum):
 
     ENABLED = "enabled"
     DISABLED = "disabled"
+    DESTROYING = "destroying"
+    """Its destruction was interrupted: it cannot be read, but the store may still hold the value. Destroy it again."""
     DESTROYED = "destroyed"
 
 

@@ -1,12 +1,12 @@
-"""A JSON record of versions and labels, and its rules, for stores that have no versions or labels of their own.
+"""A secret as one object, with the rules by which its versions and labels change; for stores without versions.
 
 Pure. `LabelledVersions` has the rules by which labels move. A `VersionedRecord` lists the versions and where each label
-points, for the memory, file, Vault and Kubernetes stores; Azure's pointers use the same JSON. Each store's module
-decides where the record is stored, and a store that writes it as bytes describes the layout with a `RecordForm`. AWS
-and Google have versions and labels of their own.
+points; a `RecordedSecret` is the record with the values. The memory, file, Vault and Kubernetes stores keep that as one
+object, in the format that docs/reference/record.md describes, and Azure's pointers follow the same rules. AWS and
+Google have versions and labels of their own.
 
-A record holds no values. It contains a SHA-256 of its other members, because most stores have no checksums. A record
-that differs from what was written counts as damaged, and is not repaired.
+A record contains a SHA-256 of its other members and of each value, because most stores have no checksums. A record that
+differs from what was written counts as damaged, and is not repaired.
 """
 
 from __future__ import annotations
@@ -17,23 +17,29 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
 from goatherd.errors import ConflictError, SecretExistsError, SecretNotFoundError, VersionDisabledError
 from goatherd.providers.base import Call
-from goatherd.providers.values import Label, SecretBytes, SecretVersion, VersionId, VersionState
+from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretVersion, VersionId, VersionState
 
 Key = TypeVar("Key", bound=Hashable)
 Kept = TypeVar("Kept")
 
-RECENT: Final = 64
-"""A destroyed version leaves the record when so many later ones were written."""
-_MEMBERS: Final = ("created", "destroyed", "request", "sha256", "size")
+FORMAT: Final = "goatherd-record/1"
+RECORD: Final = "record"
+"""The member of an object that holds the record of versions and labels."""
+VALUE: Final = "value"
+"""The member that holds the value with the label ``current``; that of version 7 without the label is ``v7``."""
+BASE64: Final = "base64"
+MOST_DESTROYED: Final = 32
+"""So many destroyed versions stay in the record; otherwise it would grow with each rotation."""
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+_MEMBER = re.compile(rf"{RECORD}|{VALUE}|v{_NUMBER.pattern}", re.ASCII)
 
 
 class ForeignRecordError(ValueError):
@@ -49,15 +55,20 @@ def parse_number(version: str) -> int:
     return int(version) if _NUMBER.fullmatch(version) else 0
 
 
+class NoRoomError(ValueError):
+    """A store's object has no space for one more version, because the versions with labels fill it."""
+
+
 class RecordedVersion(NamedTuple):
     """What the record of a secret's versions contains about one version.
 
     Attributes:
         created_ms: When the version was written, in milliseconds since 1970.
         request: The `Call.request` of the call that wrote the version, by which a repeated attempt is recognized.
-        digest: SHA-256 of the value in hex.
+        digest: SHA-256 of the value in hex; empty if the object no longer holds the value.
         size: The value's length in bytes.
-        destroyed: Whether the value was permanently destroyed.
+        destroyed: Whether the value was permanently destroyed. False without a digest means that the object no longer
+            holds the value, but earlier states of the object in the store may.
     """
 
     created_ms: int
@@ -176,6 +187,11 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         return bool(self.versions)
 
     @property
+    def living(self) -> set[int]:
+        """The numbers of the versions whose values the object holds."""
+        return {number for number, entry in self.versions.items() if entry.digest}
+
+    @property
     def next_number(self) -> int:
         """The number that the secret's next version gets."""
         return max(self.versions, default=0) + 1
@@ -183,11 +199,12 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
     def describe_version(self, number: int) -> SecretVersion:
         """Return a version of the secret as the `SecretVersion` that callers of the provider get."""
         entry = self.versions[number]
+        state = VersionState.ENABLED if entry.digest else VersionState.DESTROYING
         return SecretVersion(
             id=VersionId(number),
             labels=self.labels_of(number),
             created_ms=entry.created_ms,
-            state=VersionState.DESTROYED if entry.destroyed else VersionState.ENABLED,
+            state=VersionState.DESTROYED if entry.destroyed else state,
         )
 
     def newest_first(self) -> list[SecretVersion]:
@@ -201,8 +218,7 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
 
     def made_by(self, request: str) -> int | None:
         """Return the number of the version that the call with `request` has already written, if there is one."""
-        newest = self.next_number - 1
-        return next((n for n in range(newest, max(0, newest - RECENT), -1) if self._request_of(n) == request), None)
+        return next((number for number, entry in self.versions.items() if entry.request == request), None)
 
     def with_first_version(self, call: Call, entry: RecordedVersion, label: Label) -> VersionedRecord:
         """Return the record of a new secret with one version and its label.
@@ -227,22 +243,23 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         call.check_holder(label, self.labels.get(label), expected)
         return self._add_version(entry, label)
 
-    def without_value(self, call: Call, version: VersionId) -> VersionedRecord:
+    def without_value(self, call: Call, version: VersionId, *, destroyed: bool = True) -> VersionedRecord:
         """Return the record with a version marked as destroyed; a version that is already destroyed is not changed.
+
+        Args:
+            call: The call.
+            version: The version.
+            destroyed: False to record only that the object no longer holds the value, while earlier states of the
+                object may.
 
         Raises:
             SecretNotFoundError: There is no such secret or version.
             ConflictError: A label points at the version.
         """
         number = self.require_unlabelled(call, version)
-        if self.versions[number].destroyed:
-            return self
-        gone = self.versions[number]._replace(destroyed=True, digest="", size=0)
+        entry = self.versions[number]
+        gone = entry._replace(destroyed=entry.destroyed or destroyed, digest="", size=0)
         return replace(self, versions=MappingProxyType({**self.versions, number: gone}))
-
-    def _request_of(self, number: int) -> str | None:
-        entry = self.versions.get(number)
-        return entry.request if entry else None
 
     def parse_version(self, call: Call, version: VersionId) -> int:
         number = parse_number(version)
@@ -251,59 +268,16 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         return number
 
     def how_withdrawn(self, key: int) -> str | None:
-        return "destroyed" if self.versions[key].destroyed else None
+        if self.versions[key].digest:
+            return None
+        return "destroyed" if self.versions[key].destroyed else "withdrawn: its destruction has begun"
 
     def _add_version(self, entry: RecordedVersion, label: Label) -> VersionedRecord:
         number = self.next_number
-        # Without a limit, the record would grow with each rotation.
-        kept = {n: one for n, one in self.versions.items() if not one.destroyed or n > number - RECENT}
         return VersionedRecord(
-            versions=MappingProxyType({**kept, number: entry}),
+            versions=MappingProxyType({**self.versions, number: entry}),
             labels=MappingProxyType({**self.labels, label: number}),
         )
-
-
-Growth = Callable[[VersionedRecord, RecordedVersion], VersionedRecord]
-"""Adds a version to the record of a secret, with the entry of the version."""
-
-
-class RecordForm(NamedTuple):
-    """How a store encodes the record of a secret's versions (`VersionedRecord`) as bytes.
-
-    Attributes:
-        name: The name of the format, which is stored in the record.
-        members: The members of a version in the order in which they are written, which is part of the format.
-        may_be_empty: Whether the store writes a record before the first version exists.
-        is_alone: Whether only Goatherd writes where the record is stored, so that a record in another format counts as
-            damaged.
-    """
-
-    name: str
-    members: tuple[str, ...] = _MEMBERS
-    may_be_empty: bool = False
-    is_alone: bool = False
-
-
-def encode_record(record: VersionedRecord, form: RecordForm) -> bytes:
-    """Encode the record of a secret's versions and labels as bytes."""
-    return json.dumps(with_digest(form.name, record_content(record, form.members)), indent=1).encode() + b"\n"
-
-
-def decode_record(raw: bytes, form: RecordForm) -> VersionedRecord:
-    """Decode the record of a secret's versions and labels from the bytes `raw`.
-
-    Raises:
-        ForeignRecordError: The record is in another format.
-        DamagedRecordError: The record is not what `encode_record` wrote.
-    """
-    try:
-        record = record_of(parse_record(raw, form.name), may_be_empty=form.may_be_empty)
-    except ForeignRecordError as error:
-        if form.is_alone:
-            raise DamagedRecordError(str(error)) from None
-        raise
-    must_be_equal(encode_record(record, form), raw)
-    return record
 
 
 def encode_base64(raw: bytes) -> str:
@@ -344,6 +318,18 @@ def with_digest(form: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return {"format": form, "sha256": digest, **content}
 
 
+def parse_json(stored: str | bytes) -> object:
+    """Parse a stored record or object from JSON.
+
+    Raises:
+        DamagedRecordError: It is not JSON.
+    """
+    try:
+        return json.loads(stored)
+    except (ValueError, RecursionError):
+        raise DamagedRecordError("it is not JSON") from None
+
+
 def parse_record(stored: str | bytes, *formats: str) -> dict[str, Any]:
     """Parse a stored record of versions from JSON and return its members.
 
@@ -357,11 +343,9 @@ def parse_record(stored: str | bytes, *formats: str) -> dict[str, Any]:
         DamagedRecordError: The record is not JSON.
         ForeignRecordError: The record is in none of the formats.
     """
-    try:
-        document = json.loads(stored)
-    except (ValueError, RecursionError):
-        raise DamagedRecordError("it is not JSON") from None
+    document = parse_json(stored)
     must_be_in_format(document, *formats)
+    assert isinstance(document, Mapping)
     return dict(document)
 
 
@@ -388,41 +372,189 @@ def must_be_equal(written: object, stored: object) -> None:
         raise DamagedRecordError("its digest does not match its content")
 
 
-def record_content(ledger: VersionedRecord, members: tuple[str, ...] = _MEMBERS) -> dict[str, Any]:
-    """Encode a secret's versions and labels as the members of a record, in the form of JSON data.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedSecret:
+    """A secret as a store keeps it in one object: the record of its versions and labels, and the values.
 
-    Args:
-        ledger: The versions and labels of the secret.
-        members: The order of a version's members, which is part of the format of a store that compares bytes.
+    Attributes:
+        record: The versions and labels.
+        values: The value of each version that is not destroyed, by its number, as it is stored. `read_value` checks it.
+        others: Members of the object that another tool has added. They survive every change.
     """
-    return {
-        "labels": {str(label): ledger.labels[label] for label in sorted(ledger.labels)},
-        "versions": {
-            str(number): {member: _encode_entry(entry)[member] for member in members}
-            for number, entry in sorted(ledger.versions.items())
-        },
-    }
+
+    record: VersionedRecord
+    values: Mapping[int, SecretBytes]
+    others: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+
+    def read_value(self, number: int) -> SecretBytes:
+        """Return the value of a version that is not destroyed, after checking its digest.
+
+        Raises:
+            DamagedRecordError: The value is missing, or is not the one that was written.
+        """
+        value = self.values.get(number)
+        if value is None:
+            raise DamagedRecordError(f"the value of version {number} is missing")
+        if not matches_entry(value, self.record.versions[number]):
+            raise DamagedRecordError(f"the digest of version {number} does not match its value")
+        return value
+
+    def with_record(self, record: VersionedRecord, new: SecretBytes | None = None) -> RecordedSecret:
+        """Return the secret with other versions and labels, and only with their values.
+
+        Args:
+            record: The versions and labels.
+            new: The value of the newest version, if the change adds one.
+        """
+        values = {number: value for number, value in self.values.items() if number in record.living}
+        if new is not None:
+            values[record.next_number - 1] = new
+        return replace(self, record=record, values=MappingProxyType(values))
 
 
-def record_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> VersionedRecord:
-    """Decode a secret's versions and labels from the members of a stored record.
+def trim_secret(
+    secret: RecordedSecret,
+    pinned: Collection[int] = (),
+    *,
+    max_bytes: int | None,
+    max_unlabelled: int | None,
+    size_of: Callable[[RecordedSecret], int],
+) -> RecordedSecret:
+    """Remove a secret's oldest versions until it is within the limits of its store; return the rest.
 
     Args:
-        document: The members of the record.
-        may_be_empty: Whether the store writes a record before the first version exists.
+        secret: The secret.
+        pinned: The numbers of versions that are kept, like the newest version and those with a label.
+        max_bytes: How large the object may be; None if any size is allowed.
+        max_unlabelled: How many versions without a label are kept; None for all.
+        size_of: Returns the size of the object as the store counts it.
 
     Raises:
-        DamagedRecordError: A member is missing or of the wrong type, a label points at a missing version, or there is
-            no version although `may_be_empty` is False.
+        NoRoomError: The versions that must be kept exceed `max_bytes`.
     """
+    kept = dict(secret.record.versions)
+    withdrawn = {number for number, entry in kept.items() if not entry.destroyed} - secret.record.living
+    stay = {*secret.record.labels.values(), *pinned, *withdrawn, max(kept, default=0)}
+    loose = sorted(number for number in kept if number not in stay)
+    destroyed = [number for number in loose if kept[number].destroyed]
+    living = [number for number in loose if not kept[number].destroyed]
+    surplus = destroyed[: max(0, len(destroyed) - MOST_DESTROYED)]
+    if max_unlabelled is not None:
+        surplus += living[: max(0, len(living) - max_unlabelled)]
+    droppable = [number for number in living if number not in surplus]
+    while True:
+        for number in surplus:
+            del kept[number]
+        if len(kept) < len(secret.record.versions):
+            secret = secret.with_record(replace(secret.record, versions=MappingProxyType(dict(kept))))
+        if max_bytes is None or (size := size_of(secret)) <= max_bytes:
+            return secret
+        if not droppable:
+            raise NoRoomError(f"the versions to keep take {size} bytes, but there is room for {max_bytes}")
+        surplus = [droppable.pop(0)]
+
+
+def encode_members(secret: RecordedSecret) -> dict[str, bytes]:
+    """Encode a secret as named members, for a store whose objects have members that hold bytes."""
+    values = {name: secret.values[n].reveal() for n, name in _member_names(secret.record).items() if n in secret.values}
+    return {**secret.others, RECORD: json.dumps(encode_record(secret.record), indent=1).encode(), **values}
+
+
+def decode_members(members: Mapping[str, bytes]) -> RecordedSecret:
+    """Decode a secret from its members.
+
+    Raises:
+        ForeignRecordError: Goatherd did not write the object.
+        DamagedRecordError: Goatherd wrote the object, but its record is damaged.
+    """
+    if RECORD not in members:
+        raise ForeignRecordError(f"it has no member {RECORD}")
+    record = decode_record(parse_json(members[RECORD]))
+    values = {n: SecretBytes(members[name]) for n, name in _member_names(record).items() if name in members}
+    return RecordedSecret(record=record, values=MappingProxyType(values), others=_others_of(members))
+
+
+def encode_secret(secret: RecordedSecret) -> dict[str, Any]:
+    """Encode a secret as JSON data, for a store whose objects are JSON or bytes.
+
+    A value is a string if it is UTF-8 text, unless base64 is shorter.
+    """
+    record = secret.record
+    values = {name: _encode_value(secret.values[n]) for n, name in _member_names(record).items() if n in secret.values}
+    return {**secret.others, RECORD: encode_record(record), **values}
+
+
+def decode_secret(document: object) -> RecordedSecret:
+    """Decode a secret from JSON data.
+
+    Raises:
+        ForeignRecordError: Goatherd did not write the object.
+        DamagedRecordError: Goatherd wrote the object, but its record is damaged.
+    """
+    if not isinstance(document, Mapping):
+        raise ForeignRecordError("it is not an object")
+    record = decode_record(document.get(RECORD))
+    values = {n: _decode_value(document.get(name)) for n, name in _member_names(record).items()}
+    found = {number: value for number, value in values.items() if value is not None}
+    return RecordedSecret(record=record, values=MappingProxyType(found), others=_others_of(document))
+
+
+def encode_record(record: VersionedRecord) -> dict[str, Any]:
+    """Encode a secret's versions and labels as JSON data."""
+    content = {
+        "labels": {str(label): record.labels[label] for label in sorted(record.labels)},
+        "versions": {str(number): _encode_entry(entry) for number, entry in sorted(record.versions.items())},
+    }
+    return with_digest(FORMAT, content)
+
+
+def decode_record(document: object) -> VersionedRecord:
+    """Decode a secret's versions and labels from JSON data.
+
+    Raises:
+        ForeignRecordError: The record is in another format.
+        DamagedRecordError: The record is not what `encode_record` wrote.
+    """
+    must_be_in_format(document, FORMAT)
+    assert isinstance(document, Mapping)
     with reading_members():
-        ledger = VersionedRecord(
+        record = VersionedRecord(
             versions=MappingProxyType({int(n): _decode_entry(entry) for n, entry in document["versions"].items()}),
             labels=MappingProxyType({Label(name): int(n) for name, n in document["labels"].items()}),
         )
-    if not (ledger.versions or may_be_empty) or not set(ledger.labels.values()) <= set(ledger.versions):
+    if not record.versions or not set(record.labels.values()) <= record.living:
         raise DamagedRecordError("it has no versions, or a label points at a version that does not exist")
-    return ledger
+    must_be_equal(encode_record(record), document)
+    return record
+
+
+def _member_names(record: VersionedRecord) -> dict[int, str]:
+    """Return the name of the member that holds the value of each version that is not destroyed."""
+    current = record.labels.get(CURRENT)
+    return {number: VALUE if number == current else f"v{number}" for number in sorted(record.living)}
+
+
+def _others_of(members: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType({name: member for name, member in members.items() if not _MEMBER.fullmatch(name)})
+
+
+def _encode_value(value: SecretBytes) -> str | dict[str, str]:
+    encoded = encode_base64(value.reveal())
+    try:
+        text = value.reveal().decode()
+    except UnicodeDecodeError:
+        return {BASE64: encoded}
+    return text if len(json.dumps(text, ensure_ascii=False).encode()) - 2 <= len(encoded) else {BASE64: encoded}
+
+
+def _decode_value(member: object) -> SecretBytes | None:
+    """Return a value of a version; None if it is damaged, which the digest in the record will show."""
+    with contextlib.suppress(DamagedRecordError, UnicodeEncodeError):
+        if isinstance(member, Mapping):
+            return SecretBytes(decode_base64(member.get(BASE64)))
+        if isinstance(member, str):
+            return SecretBytes(member.encode())
+    return None
 
 
 def _encode_entry(entry: RecordedVersion) -> dict[str, Any]:

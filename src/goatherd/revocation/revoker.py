@@ -368,7 +368,6 @@ class Revoker:
         """Choose the root that signs from now on, let the anchor sign for it, and introduce it to the servers."""
         new_root, self._stolen = await self._choose_successor(document, session_id, successor)
         self._check_clock()
-        await self._store.reserve_room(self._secret_id)
         # The anchor signs before anything is pushed or written, so a signer that fails leaves no trace.
         at = self._clock.now_ms()
         word = await self._ask_anchor(document, session_id, new_root, at)

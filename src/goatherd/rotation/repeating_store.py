@@ -26,7 +26,6 @@ from goatherd.providers.capabilities import (
     find_guarantees,
     list_copied_versions,
     list_guarantees,
-    reserve_room,
 )
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.rotation.policy import Policy
@@ -108,10 +107,6 @@ class RepeatingStore:
     async def destroy(self, secret_id: str, version: str) -> None:
         """Destroy a version of a secret, as `SecretProvider.destroy` does."""
         await self._repeat_call(lambda: self._provider.destroy(secret_id, version))
-
-    async def reserve_room(self, secret_id: str) -> None:
-        """Reserve space in the store for later writes, as `goatherd.providers.capabilities.reserve_room` does."""
-        await self._repeat_call(lambda: reserve_room(self._provider, secret_id))
 
     async def _repeat_call(self, call: Callable[[], Awaitable[R]]) -> R:
         pause = self._policy.poll_min

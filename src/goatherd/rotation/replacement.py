@@ -240,7 +240,6 @@ class Replacer:
                     )
                 return None
             await self._refuse_obstacles(document, version)
-            await self._identity.store.reserve_room(self._secret_id)
             successor = transitions.find_successor(document, now_ms)
             if successor is None:
                 if fresh is None:

@@ -61,7 +61,6 @@ from goatherd.key_inventory import (
     is_gone_when_destroyed,
 )
 from goatherd.providers.base import ReadConsistency, SecretProvider
-from goatherd.providers.capabilities import DiagnosableSecretProvider, ReservingSecretProvider, Verdict
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId, VersionState
 from goatherd.remote_keys import RootSigners, call_signing, sign_aside
 from goatherd.rotation.anchor_keys import (
@@ -393,7 +392,7 @@ class Rotator:
             async with self._anchor_keys:
                 observation = replace(observation, direct_key=await self._read_direct_key(document))
         names = tuple(one.name for one in self._health.signals)
-        remarks = (*await self._find_remarks(observation, document), *await self._find_little_space())
+        remarks = tuple(await self._find_remarks(observation, document))
         return make_plan(
             observation,
             self._policy_for(document),
@@ -493,20 +492,6 @@ class Rotator:
             foreign_labels={label: one.version.id for one in held for label in one.foreign_labels},
             damaged={one.version.id: one.problem for one in held if one.problem is not None},
         )
-
-    async def _find_little_space(self) -> tuple[str, ...]:
-        """Return a remark if a rotation reserves disk space in the store before it begins, and little of it is left."""
-        provider = self._provider
-        if not isinstance(provider, ReservingSecretProvider) or not isinstance(provider, DiagnosableSecretProvider):
-            return ()
-        with suppress(ProviderError):
-            return tuple(
-                f"disk space of the store: {one.text}. If a rotation cannot reserve space for its writes, it does not"
-                f" begin. {one.hint.rstrip('.')}"
-                for one in await provider.diagnose(self._secret_id)
-                if one.name == "room" and one.verdict is not Verdict.FINE
-            )
-        return ()
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -837,7 +822,6 @@ class Rotator:
             case LabelStable(version=version, expected=expected):
                 await self._store.label(self._secret_id, STABLE, version, expected=expected)
             case Prepare(expected=expected):
-                await self._store.reserve_room(self._secret_id)
                 direct = None
                 if self._anchor_choice.is_direct:
                     direct = await self._open_direct(document, successor_id)
@@ -868,7 +852,6 @@ class Rotator:
                 )
                 await self._write_identity(prepared, expected)
             case PrepareRestore(expected=expected, root_id=root_id):
-                await self._store.reserve_room(self._secret_id)
                 wanted = document.find_root(root_id) or self._restoring
                 if wanted is None or wanted.id != root_id:
                     raise NotRestorableError("another rotation has ended since this command began; nothing was written")

@@ -42,7 +42,7 @@ from goatherd.errors import (
 from goatherd.identity.document import decode_document
 from goatherd.providers.base import Call, RetryPolicy, SecretProvider
 from goatherd.providers.breaker import Breaker, new_breaker
-from goatherd.providers.capabilities import ReplicaState, ReplicatingSecretProvider, reserve_room
+from goatherd.providers.capabilities import ReplicaState, ReplicatingSecretProvider
 from goatherd.providers.values import (
     CURRENT,
     STABLE,
@@ -654,10 +654,6 @@ class ReplicatedStore(StoreGroup):
             if member.replication is Replication.GOATHERD:
                 await member.provider.delete(self._id_in(member, call))
         await self.primary.provider.delete(call.secret_id)
-
-    async def reserve(self, secret_id: str) -> None:
-        """Reserve disk space in the primary store, as `ReservingSecretProvider.reserve` does."""
-        await reserve_room(self.primary.provider, secret_id)
 
     def takes_label(self, label: str) -> bool:
         return all(one.provider.takes_label(label) for one in self.members)

@@ -31,7 +31,7 @@ from goatherd.errors import (
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes import KubernetesSecretProvider, policy
-from goatherd.providers.kubernetes.record import HISTORY, POINTER
+from goatherd.providers.kubernetes.provider import HISTORY
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId
 from goatherd.testing.contract import AnswerContract, ProviderContract
 from goatherd.testing.wrong_answers import WrongAnswers
@@ -86,7 +86,7 @@ class TestKubernetesFakeAtLength(TestKubernetesFake):
 # --- the object -----------------------------------------------------------------------------------------------------
 
 
-async def test_one_object_holds_the_values_as_they_are_and_the_pointer(
+async def test_one_object_holds_the_values_as_they_are_and_the_record(
     fake: FakeKubernetes, provider: KubernetesSecretProvider
 ):
     first = await provider.create(ROOT, b'{"a": 1}')
@@ -95,11 +95,11 @@ async def test_one_object_holds_the_values_as_they_are_and_the_pointer(
     stored = fake.stored("default", "root")
     data = {key: base64.b64decode(value) for key, value in stored["data"].items()}
     assert stored["type"] == "Opaque"
-    assert sorted(data) == ["identity-1.json", "identity-2.json", POINTER]
-    assert data["identity-2.json"] == b'{"a": 2}'
-    pointer = json.loads(data[POINTER])
-    assert pointer["labels"] == {"current": 2, "stable": 1}
-    assert pointer["versions"]["1"]["sha256"] == hashlib.sha256(b'{"a": 1}').hexdigest()
+    assert sorted(data) == ["record", "v1", "value"]
+    assert (data["v1"], data["value"]) == (b'{"a": 1}', b'{"a": 2}')
+    record = json.loads(data["record"])
+    assert record["labels"] == {"current": 2, "stable": 1}
+    assert record["versions"]["1"]["sha256"] == hashlib.sha256(b'{"a": 1}').hexdigest()
 
 
 async def test_what_others_put_into_the_object_survives_every_change(
@@ -232,22 +232,22 @@ async def test_a_secret_that_is_not_ours_is_neither_read_nor_changed_nor_deleted
     assert fake.stored("default", "root") == before
 
 
-@pytest.mark.parametrize("how", ["pointer digest", "pointer cut", "not base64", "value", "value gone"])
+@pytest.mark.parametrize("how", ["record digest", "record cut", "not base64", "value", "value gone"])
 async def test_damage_at_rest_is_unavailable_and_never_absent_or_a_value_and_is_not_written_over(
     fake: FakeKubernetes, provider: KubernetesSecretProvider, how: str
 ):
     first = await provider.create(ROOT, b"first")
     broken = fake.stored("default", "root")
-    raw = base64.b64decode(broken["data"][POINTER])
-    if how == "pointer digest":
+    raw = base64.b64decode(broken["data"]["record"])
+    if how == "record digest":
         raw = raw.replace(b'"destroyed": false', b'"destroyed": true ')
-    elif how == "pointer cut":
+    elif how == "record cut":
         raw = raw[:-9]
-    broken["data"][POINTER] = base64.b64encode(raw).decode() if how != "not base64" else "*"
+    broken["data"]["record"] = base64.b64encode(raw).decode() if how != "not base64" else "*"
     if how == "value":
-        broken["data"]["identity-1.json"] = base64.b64encode(b"f1rst").decode()
+        broken["data"]["value"] = base64.b64encode(b"f1rst").decode()
     elif how == "value gone":
-        del broken["data"]["identity-1.json"]
+        del broken["data"]["value"]
     fake.put("default", "root", broken)
     before = fake.stored("default", "root")
     asked = len(fake.asked)
@@ -423,7 +423,7 @@ async def test_a_refusal_that_quotes_the_request_is_not_quoted(
     encoded = base64.b64encode(SECRET).decode()
     told = f"illegal base64 data at input byte 4, error found in #10 byte of ...|{encoded}|..., {SECRET.decode()}"
     for status, reason in ((400, "BadRequest"), (422, "Invalid"), (500, "InternalError"), (409, encoded)):
-        causes = [{"reason": "FieldValueInvalid", "message": told, "field": "data[identity-2.json]"}]
+        causes = [{"reason": "FieldValueInvalid", "message": told, "field": "data[value]"}]
         body = {"kind": "Status", "status": "Failure", "message": told, "reason": reason, "details": {"causes": causes}}
         fake.troubles = [Trouble(status=status, body=body, method="POST" if status == 409 else "PUT")]
         provider.retry = NEVER

@@ -83,17 +83,13 @@ async def destroy(provider: VaultSecretProvider, name: str) -> None:
 
 
 REQUESTS: list[tuple[Operation, str]] = [
-    (write, "GET /v1/secret/data/{}-pointer "),
-    (write, "GET /v1/secret/metadata/{} "),
+    (write, "GET /v1/secret/data/{} "),
     (write, "POST /v1/secret/data/{} "),
-    (write, "POST /v1/secret/data/{}-pointer "),
-    (label, "POST /v1/secret/data/{}-pointer "),
-    (create, "POST /v1/secret/metadata/{}-made "),
+    (label, "POST /v1/secret/data/{} "),
     (create, "POST /v1/secret/data/{}-made "),
-    (create, "POST /v1/secret/data/{}-made-pointer "),
     (delete, "DELETE /v1/secret/metadata/{} "),
-    (delete, "DELETE /v1/secret/metadata/{}-pointer "),
-    (destroy, "POST /v1/secret/data/{}-pointer "),
+    (destroy, "POST /v1/secret/data/{} "),
+    (destroy, "GET /v1/secret/metadata/{} "),
     (destroy, "POST /v1/secret/destroy/{} "),
 ]
 FAULTS = BREAKS
@@ -112,7 +108,7 @@ async def picture(server: BaoServer, name: str) -> dict[str, object]:
                 found[f"{secret} value"] = (await reader.read(secret)).value.reveal()
             except SecretNotFoundError:
                 found[secret] = None
-            found[f"{secret} writes"] = (versions_of(server, secret), versions_of(server, f"{secret}-pointer"))
+            found[f"{secret} writes"] = versions_of(server, secret)
     return {key.replace(name, "NAME"): value for key, value in found.items()}
 
 
@@ -155,7 +151,7 @@ async def test_without_retries_a_broken_write_leaves_old_or_new(server: BaoServe
             except UnavailableError:
                 pass
             found = await provider.read(name)
-            committed = fault.mode is not Mode.RESET and request_line.startswith("POST") and "pointer" in request_line
+            committed = fault.mode is not Mode.RESET and request_line.startswith("POST")
             assert (found.version.id, found.value.reveal()) == (("2", b"new") if committed else ("1", b"old"))
             assert [version.id for version in await provider.versions(name) if version.labels] == [found.version.id]
 
@@ -165,15 +161,14 @@ async def test_a_read_that_was_cut_is_unavailable_or_whole(server: BaoServer, pr
     name = new_secret()
     async with through(proxy, retry=NEVER) as provider:
         await provider.create(name, b"v" * 4000)
-        for request_line in (f"GET /v1/secret/data/{name}-pointer ", f"GET /v1/secret/data/{name}?version=1 "):
-            proxy.fault = Fault(mode=Mode.CUT, after=after, times=1, match=request_line.encode())
-            try:
-                assert (await provider.read(name)).value.reveal() == b"v" * 4000
-            except UnavailableError:
-                pass
-            else:
-                assert after == 5000
-    assert proxy.hits == 2
+        proxy.fault = Fault(mode=Mode.CUT, after=after, times=1, match=f"GET /v1/secret/data/{name} ".encode())
+        try:
+            assert (await provider.read(name)).value.reveal() == b"v" * 4000
+        except UnavailableError:
+            pass
+        else:
+            assert after == 5000
+    assert proxy.hits == 1
 
 
 async def test_a_slow_server_is_waited_for_and_a_silent_one_only_until_the_deadline(
@@ -228,9 +223,9 @@ async def test_a_server_that_comes_back_is_found_again(server: BaoServer, proxy:
 
 
 async def test_no_error_leads_to_the_token_or_the_value(server: BaoServer, proxy: FaultProxy):
-    name = await prepared(server, write)
     async with through(proxy, retry=NEVER) as provider:
         for mode in (Mode.RESET, Mode.CUT, Mode.REPLY_LOST):
+            name = await prepared(server, write)
             proxy.fault = Fault(mode=mode, match=b"POST ")
             with pytest.raises(UnavailableError) as caught:
                 await provider.write(name, b"S3CRET", expected="1")
@@ -361,7 +356,7 @@ async def test_a_dead_token_is_told_apart_from_a_missing_right(server: BaoServer
 async def test_a_write_that_is_cancelled_on_its_way_does_not_take_effect_later(server: BaoServer, proxy: FaultProxy):
     name = await prepared(server, write)
     async with through(proxy) as provider:
-        commit = f"POST /v1/secret/data/{name}-pointer ".encode()
+        commit = f"POST /v1/secret/data/{name} ".encode()
         proxy.fault = Fault(mode=Mode.DELAY, delay=timedelta(milliseconds=200), match=commit)
         task = asyncio.ensure_future(write(provider, name))
         while proxy.hits == 0:

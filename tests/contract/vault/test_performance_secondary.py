@@ -49,7 +49,7 @@ class Pair:
     def replicate(self) -> None:
         if self.is_lagging:
             return
-        for path in (SECRET, f"{SECRET}-pointer"):
+        for path in (SECRET,):
             held = self.primary.ask("GET", f"secret/metadata/{path}").get("data", {"versions": {}})
             shown = self.secondary.ask("GET", f"secret/metadata/{path}").get("data", {"versions": {}})
             for number in sorted(map(int, held["versions"].keys() - shown["versions"].keys())):

@@ -56,20 +56,20 @@ class LyingTransport(httpx2.AsyncBaseTransport):
         return httpx2.Response(response.status_code, content=body)
 
     async def _other(self, request: httpx2.Request) -> httpx2.Response:
-        """Answer with another version of the values, or with the values where the pointer was asked for."""
+        """Answer with the entry of another secret."""
         right = await self._inner.handle_async_request(request)
-        body = await right.aread()
-        path, version = request.url.path, request.url.params.get("version")
-        urls = [request.url.copy_with(path=path.removesuffix("-pointer"), query=None)]
-        if not path.endswith("-pointer"):
-            urls = [request.url.copy_merge_params({"version": str(n)}) for n in (1, 2) if str(n) != version]
-        for url in urls if "/data/" in path else []:
-            other = await self._inner.handle_async_request(httpx2.Request("GET", url, headers=request.headers))
-            content = await other.aread()
-            if other.status_code == 200 and content != body:
+        body, path = await right.aread(), request.url.path
+        if "/data/" in path and right.status_code == 200:
+            OTHERS[path] = body
+            others = [content for name, content in OTHERS.items() if name != path]
+            if others:
                 self._answers.given += 1
-                return httpx2.Response(200, content=content)
+                body = others[-1]
         return httpx2.Response(right.status_code, content=body)
+
+
+OTHERS: dict[str, bytes] = {}
+"""The last answer about each entry."""
 
 
 def pretended(request: httpx2.Request) -> httpx2.Response:

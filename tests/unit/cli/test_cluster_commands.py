@@ -142,13 +142,19 @@ def test_old_keys_are_destroyed_only_after_the_grace_period_and_only_when_meant(
     assert goatherd("retire", "--yes", "--grace", "0s", "--provider", store, "--json").json["destroyed"] == []
 
 
+def damage_version(store: str, number: int) -> None:
+    """Damage one version in the secret's file."""
+    file = Path(store.removeprefix("file://"), "secret.json")
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), f"v{number}": "?"}))
+
+
 @pytest.mark.slow
 def test_retire_does_not_say_of_versions_that_were_not_read_that_they_hold_no_key(
     goatherd: Goatherd, store: str
 ) -> None:
     goatherd("init", "--provider", store)
     goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
-    Path(store.removeprefix("file://"), "2.value").write_text("?")
+    damage_version(store, 2)
     for words in (("--dry-run",), ("--yes",)):
         told = goatherd("retire", *words, "--provider", store).out.splitlines()
         assert told[:2] == [
@@ -261,7 +267,7 @@ def test_doctor_warns_of_versions_that_should_have_been_retired(goatherd: Goathe
     goatherd("retire", "--provider", store, "--yes")
     (found,) = checks(goatherd("doctor", "--provider", store, "--json"))["old versions"]
     assert found == ("ok", "7 versions, none overdue"), "what is left holds the current root's key only"
-    Path(store.removeprefix("file://"), "5.value").write_text("?")
+    damage_version(store, 5)
     (found,) = checks(goatherd("doctor", "--provider", store, "--json"))["old versions"]
     text = "7 versions, none overdue of those that were read; not read: 5 (damaged (provider.unavailable))"
     assert found == ("warn", text)

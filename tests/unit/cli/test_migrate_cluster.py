@@ -245,7 +245,8 @@ def test_a_store_that_gives_something_else_back_keeps_the_key_on_the_disk(
     whole = FileSecretProvider._create
 
     async def forgetful(self: Any, call: Any, value: Any, label: Any) -> Any:
-        value = type(value)((tmp_path / "other" / "root" / "1.value").read_bytes())
+        stored = json.loads((tmp_path / "other" / "root" / "secret.json").read_bytes())
+        value = type(value)(stored["value"].encode())
         return await whole(self, call, value, label)
 
     monkeypatch.setattr(FileSecretProvider, "_create", forgetful)

@@ -144,7 +144,7 @@ async def test_the_rights_are_those_in_each_region(tmp_path: Path) -> None:
 async def test_the_rights_in_a_region_without_the_secret_do_not_advise_to_create_another_identity(
     regions: Regions,
 ) -> None:
-    regions.eu._store.ledgers.clear()
+    regions.eu.store.secrets.clear()
     reader = regions.reader()
     await reader.read(SECRET)
     (eu,) = [one for one in await reader.diagnose(SECRET) if one.text.startswith("region eu: ")]
@@ -154,7 +154,7 @@ async def test_the_rights_in_a_region_without_the_secret_do_not_advise_to_create
 
 async def test_after_the_primary_store_was_emptied_each_command_names_the_region_to_promote(regions: Regions) -> None:
     regions.us.is_stalled = True
-    regions.eu._store.ledgers.clear()
+    regions.eu.store.secrets.clear()
     stores = stores_of(regions)
     advice = "If the store of region eu was lost or emptied, run `goatherd stores promote {}`"
     for command in (stores.read(), sync_stores(stores)):
@@ -172,7 +172,7 @@ async def test_after_the_primary_store_was_emptied_each_command_names_the_region
     eu, us, ap = await read_regions(stores)
     assert (eu.is_missing, us.problem, ap.problem) == (True, None, None)
     assert advice.format("us") in eu.hint
-    regions.ap._store.ledgers.clear()
+    regions.ap.store.secrets.clear()
     _, _, ap = await read_regions(stores)
     assert ap.hint == "`goatherd stores sync` fills it."
     regions.us.is_cut_off = True

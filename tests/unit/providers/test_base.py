@@ -299,7 +299,7 @@ async def test_a_label_that_another_moved_meanwhile_is_a_conflict_even_on_a_retr
                 raise call.error(UnavailableError, "lost")
             await MemorySecretProvider._label(self, call, label, version, expected)
 
-    overtaken = Overtaken(store=provider._store)
+    overtaken = Overtaken(store=provider.store)
     with pytest.raises(ConflictError):
         await overtaken.label("root", STABLE, "1", expected=None)
 
@@ -329,7 +329,7 @@ async def test_a_string_is_a_label_and_a_label_is_not_taken_for_a_version():
 async def test_a_value_longer_than_declared_does_not_come_out_of_a_plugin():
     provider = MemorySecretProvider()
     await provider.create("root", b"x" * 100)
-    small = MemorySecretProvider(provider._store, max_value_bytes=99)
+    small = MemorySecretProvider(provider.store, max_value_bytes=99)
     with pytest.raises(SecretTooLargeError):
         await small.read("root")
 

@@ -16,19 +16,17 @@ import pytest
 from goatherd.errors import GoatherdError, ProviderError, SecretNotFoundError
 from goatherd.providers.azure import records as azure_records
 from goatherd.providers.base import Call, RetryPolicy, SecretProvider
-from goatherd.providers.file import layout
-from goatherd.providers.kubernetes import record as k8s_record
 from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
-from goatherd.providers.kubernetes.record import new_object
 from goatherd.providers.values import CURRENT, SecretBytes, VersionId
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
-from goatherd.providers.vault.records import StoredPointer, encode_pointer, encode_value
 from goatherd.providers.versioned_record import (
     DamagedRecordError,
-    RecordedVersion,
+    RecordedSecret,
     VersionedRecord,
     decode_record,
-    digest_of,
+    encode_base64,
+    encode_members,
+    encode_secret,
     entry_for,
 )
 from tests.deadlines import HANG
@@ -75,10 +73,9 @@ def transport(answer: Callable[[httpx2.Request], Answer], dice: random.Random) -
 
 
 def vault(dice: random.Random, _: Path) -> SecretProvider:
-    entry = RecordedVersion(created_ms=1, request="r", digest=digest_of(VALUE), size=VALUE.size)
-    pointer = encode_pointer(
-        StoredPointer(ledger=VersionedRecord(versions={1: entry}, labels={CURRENT: 1}), current=VALUE)
-    )
+    entries = {1: entry_for(VALUE, request="r", now_ms=1), 2: entry_for(VALUE, request="s", now_ms=1)}
+    secret = RecordedSecret(record=VersionedRecord(versions=entries, labels={CURRENT: 1}), values={1: VALUE, 2: VALUE})
+    data = {**encode_secret(secret), "path": SECRET}
     version = {"version": 1, "created_time": "2026-11-24T16:05:27Z", "deletion_time": "", "destroyed": False}
 
     def answer(request: httpx2.Request) -> Answer:
@@ -86,14 +83,13 @@ def vault(dice: random.Random, _: Path) -> SecretProvider:
         if path.endswith("lookup-self"):
             return 200, {"data": {"ttl": 0, "renewable": False}}
         if path.endswith("capabilities-self"):
-            return 200, {"data": {f"secret/{kind}": ["update"] for kind in ("destroy/ns/root", "data/ns/root-pointer")}}
+            return 200, {"data": {f"secret/{kind}": ["update"] for kind in ("destroy/ns/root", "data/ns/root")}}
         if "/ui/mounts/" in path:
             return 200, {"data": {"type": "kv", "options": {"version": "2"}}}
         if "/metadata/" in path:
             return 200, {"data": {"current_version": 1, "max_versions": 64, "versions": {"1": version}}}
         if request.method == "POST":
             return 200, {"data": {**version, "version": 2}}
-        data = pointer if path.endswith("-pointer") else encode_value(VALUE, "r")
         return 200, {"data": {"data": data, "metadata": version}}
 
     address = VaultAddress(url="https://v:8200", auth=TokenAuth(token="t"))
@@ -104,8 +100,13 @@ def kubernetes(dice: random.Random, directory: Path) -> SecretProvider:
     pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
     entry = entry_for(VALUE, request="r", now_ms=1)
     call = Call(provider="k8s", secret_id=SECRET, operation="create")
-    whole = new_object("ns", "root", VersionedRecord().with_first_version(call, entry, CURRENT), VALUE)
-    whole["metadata"] |= {"resourceVersion": "7", "uid": "u"}
+    secret = RecordedSecret(record=VersionedRecord().with_first_version(call, entry, CURRENT), values={1: VALUE})
+    whole = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"namespace": "ns", "name": "root", "resourceVersion": "7", "uid": "u"},
+        "data": {name: encode_base64(raw) for name, raw in encode_members(secret).items()},
+    }
     causes = [{"reason": "FieldValueInvalid", "field": "data"}]
 
     def answer(request: httpx2.Request) -> Answer:
@@ -163,11 +164,10 @@ async def test_no_damage_is_taken_for_a_value_an_absence_or_a_bug_of_the_plugin(
 @pytest.mark.parametrize(
     ("decode", "known"),
     [
-        (lambda raw: decode_record(raw, layout.FORM), f'"format": "{layout.FORM.name}"'),
-        (k8s_record.decode_pointer, f'"format": "{k8s_record.FORM.name}"'),
+        (lambda raw: decode_record(json.loads(raw)), '"format": "goatherd-record/1"'),
         (
             lambda raw: azure_records.decode_pointer(raw.decode()),
-            f'"format": "{azure_records.EARLIER_FORMAT}"',
+            f'"format": "{azure_records.POINTER_FORMAT}"',
         ),
     ],
 )

@@ -165,7 +165,7 @@ async def test_a_revocation_that_is_cut_off_at_any_call_of_the_store_is_carried_
         at += stride
         async with (
             cluster_of(tmp_path / str(at), document_of(a), 1) as cluster,
-            Counting(cluster.provider._store) as provider,
+            Counting(cluster.provider.store) as provider,
         ):
             node = cluster.nodes[0]
             user, _ = await node.create_session()
@@ -191,7 +191,7 @@ async def test_a_revocation_that_is_cut_off_at_any_call_of_the_store_is_carried_
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 async def test_a_store_that_fails_every_call_once_ends_no_revocation(tmp_path: Path, after: bool) -> None:
     a, events = root("root-a"), list[Event]()
-    async with cluster_of(tmp_path, document_of(a), 1) as cluster, Faltering(cluster.provider._store) as provider:
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster, Faltering(cluster.provider.store) as provider:
         (node,) = cluster.nodes
         user, _ = await node.create_session()
         provider.is_faltering, provider.after = True, after
@@ -701,8 +701,8 @@ async def test_a_revocation_ends_where_the_store_is_restored_meanwhile_and_gives
 ) -> None:
     a = root("root-a")
     async with cluster_of(tmp_path, document_of(a), 1) as cluster:
-        store = cluster.provider._store
-        backup = (dict(store.ledgers), dict(store.values))
+        store = cluster.provider.store
+        backup = dict(store.secrets)
         started = prepare_rotation(
             await cluster.document(),
             root("fork"),
@@ -716,7 +716,7 @@ async def test_a_revocation_ends_where_the_store_is_restored_meanwhile_and_gives
 
         async def restored_meanwhile(*arguments: Any, **options: Any) -> Any:
             before = (await cluster.provider.read(SECRET)).version.id
-            store.ledgers, store.values = dict(backup[0]), dict(backup[1])
+            store.secrets = dict(backup)
             await cluster.put(started)
             assert (await cluster.provider.read(SECRET)).version.id == before
             return await push(*arguments, **options)

@@ -85,9 +85,9 @@ async def write_note(herd: Herd, number: int) -> None:
 
 def drop_old_versions(store: MemoryStore, secret_id: str) -> None:
     """Drop old versions, as stores do that keep a limited number; otherwise each list would be as long as the test."""
-    ledger = store.ledgers[secret_id]
-    kept = {number: ledger.versions[number] for number in sorted(ledger.versions)[-KEPT_VERSIONS:]}
-    store.ledgers[secret_id] = replace(ledger, versions=MappingProxyType(kept))
+    secret = store.secrets[secret_id]
+    kept = {number: secret.record.versions[number] for number in sorted(secret.record.versions)[-KEPT_VERSIONS:]}
+    store.secrets[secret_id] = secret.with_record(replace(secret.record, versions=MappingProxyType(kept)))
 
 
 class Peer:

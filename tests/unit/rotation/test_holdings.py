@@ -50,6 +50,22 @@ async def test_every_version_is_listed_with_whose_private_keys_it_holds(make_her
     assert {key for one in await holdings_of(herd) for key in one.private_ids} == b
 
 
+async def test_a_version_whose_destruction_was_interrupted_is_destroyed_again(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    await rotator_for(herd).rotate()
+    assert isinstance(herd.provider, MemorySecretProvider)
+    secret = herd.provider.store.secrets[herd.secret_id]
+    begun = secret.record.versions[1]._replace(digest="", size=0)
+    record = replace(secret.record, versions={**secret.record.versions, 1: begun})
+    herd.provider.store.secrets[herd.secret_id] = secret.with_record(record)
+    assert (await holdings_of(herd))[-1].problem == "its destruction was interrupted"
+    herd.clock.turn(POLICY.grace + timedelta(seconds=1))
+    assert "1" in (await rotator_for(herd).retire()).destroyed
+    states = {version.id: version.state for version in await herd.provider.versions(herd.secret_id)}
+    assert states["1"] is VersionState.DESTROYED
+    assert "root-a" in (await document_of(herd)).retired_ids
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.STEADY])
 async def test_after_the_grace_period_nothing_holds_the_key_that_was_given_up_in_any_phase(

@@ -6,19 +6,16 @@ from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from goatherd.files import System
 from goatherd.identity.document import Phase
-from goatherd.providers.file import FileSecretProvider
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.health_checks import HTTPProbe
 from goatherd.rotation.machine import FORWARD, GATES, Step, phase_after
 from goatherd.rotation.plan import COSTS, EFFECTS, RISKS, Cost
-from tests.fakes.herd import SESSIONS, FakeClock, Herd
+from tests.fakes.herd import SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, rotator_for
 
 READS, WRITES = ("read", "versions"), ("write", "label", "destroy")
@@ -130,17 +127,3 @@ async def test_a_server_that_is_not_restarted_is_named(make_herd: MakeHerd) -> N
     bare = herd.nodes[1].base_url
     plan = await rotator_for(herd, policy=replace(POLICY, bare=frozenset([bare]))).plan()
     assert f"{bare}, to sign with the next root: it is restarted by hand" in plan.not_waited_for
-
-
-async def test_a_plan_remarks_on_a_store_whose_disk_is_almost_full(clock: FakeClock, tmp_path: Path) -> None:
-    class AlmostFull(System):
-        def free_bytes(self, path: str) -> int:
-            return 100_000
-
-    async with FileSecretProvider(str(tmp_path), clock=clock, system=AlmostFull()) as provider:
-        herd = await Herd.start(provider, clock=clock, nodes=2)
-        (remark,) = (await rotator_for(herd).plan()).remarks
-    assert remark.startswith(
-        "disk space of the store: 0 MB free. If a rotation cannot reserve space for its writes, it"
-    )
-    assert remark.endswith(f"Make room under {tmp_path}/{herd.secret_id}")

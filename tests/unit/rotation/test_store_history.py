@@ -125,7 +125,7 @@ def test_in_an_emergency_one_that_lies_is_outvoted_and_a_restored_store_is_not()
 
 def store_of(herd: Herd) -> MemoryStore:
     assert isinstance(herd.provider, MemorySecretProvider)
-    return herd.provider._store
+    return herd.provider.store
 
 
 class Fine:
@@ -142,11 +142,10 @@ class Backup:
 
     def __init__(self, herd: Herd) -> None:
         self._herd = herd
-        self._kept = MemoryStore(ledgers=dict(store_of(herd).ledgers), values=dict(store_of(herd).values))
+        self._kept = dict(store_of(herd).secrets)
 
     def restore(self) -> None:
-        store = store_of(self._herd)
-        store.ledgers, store.values = dict(self._kept.ledgers), dict(self._kept.values)
+        store_of(self._herd).secrets = dict(self._kept)
 
 
 COMMANDS: dict[str, Callable[[Rotator], Awaitable[object]]] = {
@@ -166,11 +165,11 @@ async def test_no_command_writes_or_moves_a_label_or_destroys_anything(make_herd
     backup = Backup(herd)
     await rotator_for(herd).rotate()
     backup.restore()
-    before = dict(store_of(herd).ledgers)
+    before = dict(store_of(herd).secrets)
     policy = replace(POLICY, grace=POLICY.poll_min)
     with pytest.raises(StoreWentBackError, match="nothing was written: http://node-0 has seen generation 11") as caught:
         await COMMANDS[name](rotator_for(herd, policy=policy))
-    assert store_of(herd).ledgers == before
+    assert store_of(herd).secrets == before
     assert "--distrust http://node-0" in caught.value.hint
     assert "`goatherd stores status`" in caught.value.hint, "the store of another region may hold the later state"
     distrusted = replace(policy, distrust=frozenset(node.base_url for node in herd.nodes))

@@ -19,7 +19,7 @@ B = owned("b")
 
 def copy_of(store: MemoryStore) -> MemoryStore:
     """Return a backup. A store that is restored from it gives the same version ids again."""
-    return MemoryStore(ledgers=dict(store.ledgers), values=dict(store.values))
+    return MemoryStore(store.secrets)
 
 
 @pytest.fixture
@@ -37,10 +37,10 @@ async def test_a_version_id_that_is_given_again_is_no_proof_that_nothing_has_cha
 ) -> None:
     async with CloudSecretSettings(provider, SECRET) as settings:
         await settings.load()
-        backup = copy_of(provider._store)
+        backup = copy_of(provider.store)
         version = await provider.put(prepared(name="b"))
         assert (await used(settings)).next == B
-        provider._store = backup
+        provider.store = backup
         assert await provider.put(prepared(name="d")) == version, "the very same id"
 
         assert (await used(settings)).next == B
@@ -55,11 +55,11 @@ async def test_a_refused_version_id_that_is_given_again_is_looked_at(provider: C
         await settings.load()
         await provider.put(prepared(name="b"))
         assert (await used(settings)).next == B
-        good = copy_of(provider._store)
+        good = copy_of(provider.store)
         version = await provider.put(published(name="d"))
         await settings.refresh()
         assert settings.status.is_degraded
-        provider._store = good
+        provider.store = good
         assert await provider.put(published(name="b")) == version
         assert (await used(settings)).phase == "published"
         assert not settings.status.is_degraded
@@ -71,10 +71,10 @@ async def test_who_goes_on_from_the_backup_takes_no_server_with_him_and_the_oper
     seen = tmp_path / "seen.json"
     async with CloudSecretSettings(provider, SECRET, seen=seen) as settings:
         await settings.load()
-        backup = copy_of(provider._store)
+        backup = copy_of(provider.store)
         await provider.put(rotated(name="b"))
         assert (await used(settings)).current == B
-        provider._store = backup
+        provider.store = backup
         await provider.put(rotated(rotated(name="d"), "e"))
 
         assert (await used(settings)).current == B, "it would follow, and B would be gone from the identity"

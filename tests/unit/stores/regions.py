@@ -39,7 +39,7 @@ class RegionStore(MemorySecretProvider):
         self.before_change: Callable[[], None] = lambda: None
 
     def _copied(self) -> MemoryStore:
-        return MemoryStore(ledgers=dict(self._store.ledgers), values=dict(self._store.values))
+        return MemoryStore(self.store.secrets)
 
     def _arrive(self, call: Call) -> None:
         self.calls += 1
@@ -84,15 +84,14 @@ class RegionStore(MemorySecretProvider):
 
     def contents(self) -> tuple[bytes | None, ...]:
         """Return the values of the labels `current` and `stable`, without faults."""
-        listed = self._store.ledgers[SECRET].newest_first() if SECRET in self._store.ledgers else []
-        held = {label: self._store.values[SECRET, int(one.id)].reveal() for one in listed for label in one.labels}
+        secret = self.store.secrets.get(SECRET)
+        held = {} if secret is None else {label: secret.values[n].reveal() for label, n in secret.record.labels.items()}
         return held.get(CURRENT), held.get(STABLE)
 
     def document(self) -> IdentityDocument:
         """Return the current identity, without faults."""
-        ledger = self._store.ledgers[SECRET]
-        number = next(int(one.id) for one in ledger.newest_first() if CURRENT in one.labels)
-        return decode_document(self._store.values[SECRET, number].reveal())
+        secret = self.store.secrets[SECRET]
+        return decode_document(secret.values[secret.record.labels[CURRENT]].reveal())
 
 
 class Replica(RegionStore):
@@ -123,14 +122,13 @@ class Replica(RegionStore):
         if not (self.is_promoted or self.is_cut_off or self.is_stalled):
             self.shown = max(self.shown, len(self.primary.states) - 1 - self.lag)
             found = self.primary.states[self.shown]
-            self._store.ledgers = dict(found.ledgers)
-            self._store.values = dict(found.values)
+            self.store.secrets = dict(found.secrets)
 
     def show_again(self, change: int) -> None:
         """Show what the primary store held after its change number `change`, as a restored replica does."""
         self.is_promoted = True
         found = self.primary.states[change]
-        self._store.ledgers, self._store.values = dict(found.ledgers), dict(found.values)
+        self.store.secrets = dict(found.secrets)
 
 
 class Regions:

@@ -2,15 +2,16 @@
 
 This module parses the address, runs the file system calls and translates their errors; `goatherd.providers.file.layout`
 defines the layout of the files and the order of writes. File system calls run in a separate thread if an event loop is
-running, otherwise in the caller's thread (`goatherd.event_loop`). No thread blocks on a lock: the provider tries to
-take the lock again after a pause, so that deadlines and cancellations always take effect.
+running, otherwise in the caller's thread (`goatherd.event_loop`). No thread blocks on a lock: a lock that another
+writer holds is a conflict, after which the provider tries again. So deadlines and cancellations always take effect.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Final, Self, TypeVar
@@ -26,34 +27,105 @@ from goatherd.errors import (
 from goatherd.event_loop import find_running_loop
 from goatherd.files import SUPPORTED, System, check_path
 from goatherd.providers.addresses import parse_config, path_of_uri, split_path
-from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
-from goatherd.providers.file.layout import (
-    FULL,
-    LOCK,
-    MANIFEST,
-    NEW_MANIFEST,
-    RESERVE,
-    VALUE,
-    Durable,
-    LockHeldError,
-    SecretDirectory,
-)
+from goatherd.providers.file.layout import CONTENT, LOCK, NEW, SecretDirectory, token_of
 from goatherd.providers.file.permissions import FORM
-from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.record_provider import ObjectStore, RecordProvider, StoredObject, Token
+from goatherd.providers.versioned_record import RecordedSecret, decode_secret, encode_secret, parse_json
 
 Result = TypeVar("Result")
 
 _EXAMPLE: Final = "Such as file:///srv/keys/root, without '.', '..', or a slash at the end."
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NOT_POSIX: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF})
-_RESERVED: Final = frozenset({LOCK, MANIFEST, NEW_MANIFEST, RESERVE})
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_RESERVED: Final = frozenset({LOCK, CONTENT, NEW})
 _LEAST_ROOM: Final = 16_000_000
 _ROOM_TO_ROTATE: Final = 500_000
 """What a rotation may write: some versions of the largest identity document, and their ledger."""
+HISTORY: Final = 40
+"""With values of the greatest length, so many unlabelled versions fit beside seven labelled ones."""
 
 
-class FileSecretProvider(SecretProvider):
+class FileStore(ObjectStore):
+    """Keeps each secret in one file below a base directory.
+
+    Args:
+        base: The base directory.
+        system: The functions of the operating system that are called.
+    """
+
+    max_bytes = 4 << 20
+
+    def __init__(self, base: str, system: System) -> None:
+        self._base = base
+        self._system = system
+
+    async def get(self, secret_id: str) -> StoredObject | None:
+        raw = await self.run_blocking(secret_id, lambda directory: directory.read_content())
+        if raw is None:
+            return None
+        return StoredObject(decode_secret(parse_json(raw)), token_of(raw))
+
+    async def put(self, secret_id: str, secret: RecordedSecret, token: Token | None) -> None:
+        raw = json.dumps(encode_secret(secret), indent=1, ensure_ascii=False).encode() + b"\n"
+        await self.run_blocking(secret_id, lambda directory: directory.replace_content(raw, token))
+
+    async def delete(self, secret_id: str, token: Token) -> None:
+        await self.run_blocking(secret_id, lambda directory: directory.remove_content(token))
+
+    async def run_blocking(self, secret_id: str, work: Callable[[SecretDirectory], Result]) -> Result:
+        """Run system calls on a secret's directory in a thread, and translate an `OSError`."""
+        if not SUPPORTED:
+            raise ProviderConfigurationError("the file store needs POSIX locks, which this system does not have")
+        directory = SecretDirectory(self._base, secret_id, self._system)
+        try:
+            loop = find_running_loop()
+            if loop is None:
+                return work(directory)
+            from goatherd.providers.cancellation import finish_request  # here: without a loop, asyncio is not imported
+
+            # A thread cannot be stopped. Its few system calls end soon; when they have, the outcome is settled.
+            return await finish_request(loop.run_in_executor(None, lambda: work(directory)))
+        except OSError as error:
+            raise self._translate_error(secret_id, error) from error
+
+    def _existing_parent(self) -> str:
+        """Return the store's base directory or, if that is missing, its nearest existing parent."""
+        path = Path(self._base)
+        return str(next((each for each in (path, *path.parents) if os.path.isdir(each)), path))  # noqa: PTH112
+
+    def _translate_error(self, secret_id: str, error: OSError) -> ProviderError:
+        reason = f"{error.strerror or type(error).__name__} ({errno.errorcode.get(error.errno or 0, '?')})"
+        if error.errno in _DENIED:
+            if error.errno == errno.EROFS:
+                hint = f"The file system of {self._base} is mounted read-only: mount it for writing, or choose another."
+            else:
+                hint = (
+                    f"User {os.geteuid()} runs this command and needs the right to read and write {self._base} and what"
+                    " is in it. Give it that right, run the command as the owner, or choose another path."
+                )
+            parent = self._existing_parent()
+            where = self._base if parent == self._base else f"{parent}, where {self._base} would be made"
+            return ProviderAccessDeniedError(f"{reason} in {where}", hint=hint)
+        if error.errno in _FULL:
+            hint = f"Nothing was changed. Free some space under {self._base}."
+            return UnavailableError(reason, hint=hint)
+        if error.errno in _NOT_POSIX:
+            return ProviderConfigurationError(
+                f"the file system under {self._base} cannot lock files or sync directories: {reason}",
+                hint="Use a local file system.",
+            )
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+            return ProviderConfigurationError(
+                f"{reason} on the way to {self._base}/{secret_id}",
+                hint="Choose another path for the secret: each part of it but the last must be a directory.",
+            )
+        return UnavailableError(reason)
+
+
+class FileSecretProvider(RecordProvider):
     """Store secrets in a directory of this machine.
 
     Address: ``file:///srv/keys/root``: the secret ``root`` in the base directory ``/srv/keys``. With ``{org}`` in a
@@ -65,12 +137,12 @@ class FileSecretProvider(SecretProvider):
     Guarantees:
         compare-and-swap: between all processes of the machine.
         reads: strong.
-        history: every version until it is destroyed.
-        destroying: unlinks the file without overwriting it. On SSDs, copy-on-write file systems and snapshots the old
-            blocks may remain, so use an encrypted volume, and backups that expire.
-        size: 64 KiB for a value.
-        durability: what a call has written or read is durable once it has returned. A rotation reserves space for its
-            writes before it begins.
+        history: at least 40 unlabelled versions, and about 250 of the usual size; labelled ones are never dropped.
+        destroying: replaces the file without overwriting its old blocks. On SSDs, copy-on-write file systems and
+            snapshots these may remain, so use an encrypted volume, and backups that expire.
+        size: 64 KiB for a value, 4 MiB for all.
+        durability: what a call has written or read is durable once it has returned. If the disk is full, a write fails
+            and changes nothing.
 
     This holds on local file systems only.
     """
@@ -78,6 +150,7 @@ class FileSecretProvider(SecretProvider):
     scheme = "file"
     needs_event_loop = False
     confirms_labels = False
+    store: FileStore
 
     def __init__(
         self,
@@ -93,7 +166,7 @@ class FileSecretProvider(SecretProvider):
         super().__init__(timeout=timeout, retry=retry, clock=clock)
         self.base = str(base)
         self._system = system or System()
-        self._durable: Durable = {}
+        self.store = FileStore(self.base, self._system)
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
@@ -123,25 +196,23 @@ class FileSecretProvider(SecretProvider):
 
     @property
     def guarantees(self) -> Guarantees:
-        return Guarantees(cas=True, read_consistency=ReadConsistency.STRONG, custom_labels=True)
+        return Guarantees(cas=True, read_consistency=ReadConsistency.STRONG, history=HISTORY, custom_labels=True)
 
     def check_secret_id(self, secret_id: str) -> None:
         super().check_secret_id(secret_id)
         for component in secret_id.split("/"):
-            if component in _RESERVED or VALUE.fullmatch(component):
+            if component in _RESERVED:
                 raise ConfigurationError(f"the file store reserves the name {component!r} for its own use")
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
         """Check whether the process may write to the secret's directory and the disk has space; return the findings."""
         call = self._start_call("diagnose", secret_id)
-        return await self._run_call(
-            call, lambda now: self._run_blocking(now, lambda _: self._diagnose_secret(secret_id))
-        )
 
-    async def reserve(self, secret_id: str) -> None:
-        """Reserve 128 KiB of disk space for a secret; a later write uses it if the disk is full."""
-        call = self._start_call("reserve", secret_id)
-        await self._run_call(call, lambda now: self._run_change(now, lambda secret: secret.reserve_room()))
+        async def check(now: Call) -> list[Finding]:
+            await self._require_object(now)
+            return await self.store.run_blocking(secret_id, lambda _: self._diagnose_secret(secret_id))
+
+        return await self._run_call(call, check)
 
     def _diagnose_secret(self, secret_id: str) -> list[Finding]:
         place = f"{self.base.rstrip('/')}/{secret_id}"
@@ -155,117 +226,3 @@ class FileSecretProvider(SecretProvider):
         if room < _LEAST_ROOM:
             return [first, Finding(name="room", verdict=Verdict.CAUTION, text=text, hint=f"Make room under {place}.")]
         return [first, Finding(name="room", verdict=Verdict.FINE, text=text)]
-
-    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        now_ms = self.clock.now_ms()
-        return await self._run_change(
-            call,
-            lambda secret: secret.add_version(
-                value, now_ms, lambda ledger, entry: ledger.with_first_version(call, entry, label), creates=True
-            ),
-        )
-
-    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        return await self._run_blocking(call, lambda secret: secret.read_version(at))
-
-    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        now_ms = self.clock.now_ms()
-        return await self._run_change(
-            call,
-            lambda secret: secret.add_version(
-                value, now_ms, lambda ledger, entry: ledger.with_version(call, entry, label, expected)
-            ),
-        )
-
-    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        await self._run_change(
-            call, lambda secret: secret.move_labels(lambda ledger: ledger.with_label(call, label, version, expected))
-        )
-
-    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        await self._run_change(
-            call, lambda secret: secret.move_labels(lambda ledger: ledger.without_label(call, label, expected))
-        )
-
-    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        return await self._run_blocking(call, lambda secret: secret.list_versions())
-
-    async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Delete the file with a version's value. Its content is not overwritten.
-
-        On SSDs, and with journals, copy-on-write file systems or snapshots, a process that reads the raw device may
-        still find the old blocks, and overwriting would not change that: use an encrypted volume, and backups that
-        expire.
-        """
-        await self._run_change(call, lambda secret: secret.destroy_version(version))
-
-    async def _delete(self, call: Call) -> None:
-        await self._run_change(call, lambda secret: secret.delete_secret())
-
-    async def _run_change(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
-        """Run the change `work` of a secret, and retry it while another writer holds the secret's lock."""
-        while True:
-            try:
-                return await self._run_blocking(call, work)
-            except LockHeldError:
-                pass
-            place = f"{self.base.rstrip('/')}/{call.secret_id}"
-            await call.pause_for_writers(f"another writer holds the lock of {place}")
-
-    async def _run_blocking(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
-        if not SUPPORTED:
-            raise call.error(
-                ProviderConfigurationError, "the file store needs POSIX locks, which this system does not have"
-            )
-        secret = SecretDirectory(call, self.base, self._system, self._durable)
-        try:
-            loop = find_running_loop()
-            if loop is None:
-                return work(secret)
-            from goatherd.providers.cancellation import finish_request  # here: without a loop, asyncio is not imported
-
-            # A thread cannot be stopped. Its few system calls end soon; when they have, the outcome is settled.
-            return await finish_request(loop.run_in_executor(None, lambda: work(secret)))
-        except OSError as error:
-            raise self._translate_error(call, error) from error
-
-    def _existing_parent(self) -> str:
-        """Return the store's base directory or, if that is missing, its nearest existing parent."""
-        path = Path(self.base)
-        return str(next((each for each in (path, *path.parents) if os.path.isdir(each)), path))  # noqa: PTH112
-
-    def _translate_error(self, call: Call, error: OSError) -> ProviderError:
-        reason = f"{error.strerror or type(error).__name__} ({errno.errorcode.get(error.errno or 0, '?')})"
-        if error.errno in _DENIED:
-            if error.errno == errno.EROFS:
-                hint = f"The file system of {self.base} is mounted read-only: mount it for writing, or choose another."
-            else:
-                hint = (
-                    f"User {os.geteuid()} runs this command and needs the right to read and write {self.base} and what "
-                    "is in it. Give it that right, run the command as the owner, or choose another path."
-                )
-            parent = self._existing_parent()
-            where = self.base if parent == self.base else f"{parent}, where {self.base} would be made"
-            return call.error(ProviderAccessDeniedError, f"{reason} in {where}", hint=hint)
-        if error.errno in FULL:
-            if call.operation == "reserve":
-                return call.error(
-                    UnavailableError,
-                    f"there is not enough space for the writes of this command: {reason}",
-                    hint=f"Nothing was changed. Free some space under {self.base}.",
-                    final=True,
-                )
-            return call.error(UnavailableError, reason, hint=f"Free some space under {self.base}.")
-        if error.errno in _NOT_POSIX:
-            return call.error(
-                ProviderConfigurationError,
-                f"the file system under {self.base} cannot lock files or sync directories: {reason}",
-                hint="Use a local file system.",
-            )
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
-            return call.error(
-                ProviderConfigurationError,
-                f"{reason} on the way to {self.base}/{call.secret_id}",
-                hint="Choose another path for the secret: each part of it but the last must be a directory.",
-            )
-        return call.error(UnavailableError, reason)

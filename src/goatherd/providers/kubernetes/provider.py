@@ -1,33 +1,23 @@
 """Store secrets in Kubernetes: one Secret object holds all versions and labels of a secret.
 
-`client` sends the requests, `access` provides the credentials, and `record` encodes the object.
-
-- Every change is one PUT of the whole object with the resourceVersion that was read, so that a value and the label that
-  points at it change together or not at all. After a conflict, the writer reads the object and decides again.
-- An object that Goatherd did not write, or that is damaged, is never changed, and never counts as missing.
-- A version that a label points at is never removed to make room.
+`client` sends the requests and `access` provides the credentials. Each change is one PUT of the whole Secret with the
+resourceVersion that was read (`goatherd.providers.record_provider`). Other keys, labels and annotations of the Secret
+survive every change.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from typing import Any, Final, Self
 
 import httpx2
 
 from goatherd.clock import Clock, SystemClock
-from goatherd.errors import (
-    ProviderConfigurationError,
-    ProviderError,
-    SecretExistsError,
-    SecretNotFoundError,
-    SecretTooLargeError,
-    UnavailableError,
-)
-from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
+from goatherd.errors import ConflictError, ProviderConfigurationError, ProviderError
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.kubernetes.access import load_access
 from goatherd.providers.kubernetes.address import (
@@ -37,28 +27,68 @@ from goatherd.providers.kubernetes.address import (
 )
 from goatherd.providers.kubernetes.client import KubernetesClient, WatchExpiredError
 from goatherd.providers.kubernetes.credentials import ClusterAccess
-from goatherd.providers.kubernetes.record import (
-    HISTORY,
-    MAX_OBJECT_BYTES,
-    NoRoomError,
-    SecretObject,
-    decode_object,
-    encode_changes,
-    new_object,
-)
-from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.record_provider import ObjectStore, RecordProvider, StoredObject, Token
 from goatherd.providers.versioned_record import (
     DamagedRecordError,
-    ForeignRecordError,
-    VersionedRecord,
-    entry_for,
-    parse_number,
+    RecordedSecret,
+    decode_base64,
+    decode_members,
+    encode_base64,
+    encode_members,
 )
 
+MAX_OBJECT_BYTES: Final = 1 << 20
+"""What all values of one Secret may add up to: https://kubernetes.io/docs/concepts/configuration/secret/#restriction-data-size."""
+HISTORY: Final = 8
+"""With values of the greatest length, so many unlabelled versions fit beside seven labelled ones."""
 _FULL_PERCENT: Final = 90
-_WRITERS: Final = "other writers keep changing the Secret"
 _WATCH_SECONDS: Final = (240, 300)
 _RANDOM = secrets.SystemRandom()
+
+
+class KubernetesStore(ObjectStore):
+    """Keeps each secret as one Kubernetes Secret, ``namespace/name``. Its resourceVersion is the token.
+
+    Args:
+        client: An open client of the cluster.
+    """
+
+    max_bytes = MAX_OBJECT_BYTES - (16 << 10)
+    max_unlabelled = 32
+
+    def __init__(self, client: KubernetesClient) -> None:
+        self._client = client
+
+    async def get(self, secret_id: str) -> StoredObject | None:
+        content = await self._client.get_secret(*split_secret_id(secret_id))
+        if content is None:
+            return None
+        data = content.get("data") or {}
+        if not isinstance(data, Mapping):
+            raise DamagedRecordError("its field data is not a map")
+        return StoredObject(decode_members({key: decode_base64(data[key]) for key in data}), content)
+
+    async def put(self, secret_id: str, secret: RecordedSecret, token: Token | None) -> None:
+        namespace, name = split_secret_id(secret_id)
+        data = {key: encode_base64(raw) for key, raw in encode_members(secret).items()}
+        if token is None:
+            metadata = {"namespace": namespace, "name": name, "labels": {"app.kubernetes.io/managed-by": "goatherd"}}
+            new = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata, "data": data}
+            if await self._client.create_secret(namespace, name, new) is None:
+                raise ConflictError("the Secret exists already")
+        elif await self._client.replace_secret(namespace, name, {**token, "data": data}) is None:
+            raise ConflictError(_CHANGED)
+
+    async def delete(self, secret_id: str, token: Token) -> None:
+        if not await self._client.delete_secret(*split_secret_id(secret_id), token):
+            raise ConflictError(_CHANGED)
+
+    def size_of(self, secret: RecordedSecret) -> int:
+        """Return the bytes of a secret as Kubernetes counts them: decoded from base64."""
+        return sum(len(raw) for raw in encode_members(secret).values())
+
+
+_CHANGED: Final = "other writers keep changing the Secret"
 
 
 class KubernetesServices:
@@ -86,7 +116,7 @@ class KubernetesServices:
             await client.close()
 
 
-class KubernetesSecretProvider(SecretProvider):
+class KubernetesSecretProvider(RecordProvider):
     """Store secrets in Kubernetes Secrets.
 
     Address: ``k8s://namespace/name``: one Secret of type Opaque holds all versions of a secret. Options in the query:
@@ -200,18 +230,13 @@ class KubernetesSecretProvider(SecretProvider):
         else:
             # Destroying a version is an update, too.
             first = rights_finding(self.scheme, may_write=may_write, may_destroy=True if may_write else None)
-        record = await self._read_record(call)
-        try:
-            share = round(100 * record.size / MAX_OBJECT_BYTES)
-        except DamagedRecordError as error:
-            raise _damaged_error(error) from None
+        secret = (await self._require_object(call)).secret
+        share = round(100 * self.store.size_of(secret) / MAX_OBJECT_BYTES)
         text = f"the Secret is {share} % full"
         if share >= _FULL_PERCENT:
             hint = "`goatherd retire` takes old versions out of it; writes drop the oldest by themselves."
             return [first, Finding(name="size", verdict=Verdict.CAUTION, text=text, hint=hint)]
         return [first, Finding(name="size", verdict=Verdict.FINE, text=text)]
-
-    # --- the algebra ------------------------------------------------------------------------------------------------
 
     async def _open(self) -> None:
         access = await asyncio.to_thread(load_access, self.address, self._environment)
@@ -222,161 +247,7 @@ class KubernetesSecretProvider(SecretProvider):
         )
         client.open()
         self._client = client
+        self.store = KubernetesStore(client)
 
     async def _close(self) -> None:
         await self._client.close()
-
-    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        namespace, name = split_secret_id(call.secret_id)
-        entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
-        ledger = VersionedRecord().with_first_version(call, entry, label)
-        content = await self._client.create_secret(namespace, name, new_object(namespace, name, ledger, value))
-        if content is not None:
-            self._check_stored_record(content, ledger)
-            return ledger.describe_version(1)
-        # An earlier attempt, whose answer was lost, may have created the Secret. A role that may only create cannot
-        # read it, so the first attempt does not try.
-        if call.attempt > 1:
-            found = await self._client.get_secret(namespace, name)
-            existing = None if found is None else _record_or_none(found)
-            if existing is not None and (made := existing.ledger.made_by(call.request)) is not None:
-                return existing.ledger.describe_version(made)
-        raise SecretExistsError("the secret exists already")
-
-    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        record = await self._read_record(call)
-        try:
-            if isinstance(at, VersionId) and (left := parse_number(at)) in record.leftover_numbers():
-                return SecretValue(version=_describe_leftover(left), value=record.leftover_value(left))
-            number = record.ledger.find_version(call, at)
-            return SecretValue(version=record.ledger.describe_version(number), value=record.read_value(number))
-        except DamagedRecordError as error:
-            raise _damaged_error(error) from None
-
-    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
-
-        def step(record: SecretObject) -> VersionedRecord | None:
-            if record.ledger.made_by(call.request) is not None:
-                return None
-            return record.ledger.with_version(call, entry, label, expected)
-
-        record = await self._change_record(call, step, new=value)
-        made = record.ledger.made_by(call.request)
-        if made is None:
-            raise UnavailableError("the value that was written is missing")
-        return record.ledger.describe_version(made)
-
-    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        await self._change_record(call, lambda record: record.ledger.with_label(call, label, version, expected))
-
-    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        await self._change_record(call, lambda record: record.ledger.without_label(call, label, expected))
-
-    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        """List the versions of a secret. The values are sent too: the API cannot return a part of a Secret."""
-        record = await self._read_record(call)
-        found = {int(version.id): version for version in record.ledger.newest_first()}
-        found |= {number: _describe_leftover(number) for number in record.leftover_numbers()}
-        return [found[number] for number in sorted(found, reverse=True)]
-
-    async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
-        ledger = (await self._read_record(call)).ledger
-        return {label: VersionId(number) for label, number in ledger.labels.items()}
-
-    async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Remove a version's value from the Kubernetes Secret.
-
-        etcd keeps earlier states until it is compacted (every five minutes by default) and defragmented, and its
-        backups keep them longer; docs/how-to/store-kubernetes.md says what to do about that.
-        """
-
-        def step(record: SecretObject) -> VersionedRecord | None:
-            ledger = record.ledger
-            if parse_number(version) in record.leftover_numbers():
-                return ledger  # every change removes the values that the record of versions does not list
-            gone = ledger.without_value(call, version)
-            return None if gone is ledger else gone
-
-        await self._change_record(call, step)
-
-    async def _delete(self, call: Call) -> None:
-        namespace, name = split_secret_id(call.secret_id)
-        while True:
-            record = await self._read_record(call)  # fails if Goatherd has not written the Secret
-            if await self._client.delete_secret(namespace, name, record.content):
-                return
-            await call.pause_for_writers(_WRITERS, longest=0.05)
-
-    # --- reading and changing the object ----------------------------------------------------------------------------
-
-    async def _change_record(
-        self, call: Call, step: Callable[[SecretObject], VersionedRecord | None], new: SecretBytes | None = None
-    ) -> SecretObject:
-        """Replace the Secret by one with the versions and labels that `step` returns; after a conflict, do it again.
-
-        `step` gets the Secret as it was read, and returns None if nothing is to change. `new` is the value of a new
-        version.
-        """
-        namespace, name = split_secret_id(call.secret_id)
-        while True:
-            record = await self._read_record(call)
-            ledger = step(record)
-            if ledger is None:
-                return record
-            # One change must not take a version's label and also drop the version.
-            pinned = set(record.ledger.labels.values())
-            try:
-                wanted = encode_changes(record, ledger, new, pinned)
-            except NoRoomError as error:
-                raise SecretTooLargeError(
-                    f"the Secret has no room for the new version: {error}",
-                    hint="Move labels off old versions, or remove other keys from the Secret.",
-                ) from None
-            except DamagedRecordError as error:
-                raise _damaged_error(error) from None
-            content = await self._client.replace_secret(namespace, name, wanted.content)
-            if content is not None:
-                self._check_stored_record(content, wanted.ledger)
-                return wanted
-            await call.pause_for_writers(_WRITERS, longest=0.05)
-
-    async def _read_record(self, call: Call) -> SecretObject:
-        namespace, name = split_secret_id(call.secret_id)
-        content = await self._client.get_secret(namespace, name)
-        if content is None:
-            raise SecretNotFoundError("there is no such secret")
-        try:
-            return decode_object(content)
-        except ForeignRecordError as error:
-            raise ProviderConfigurationError(
-                f"this Secret was not made by Goatherd: {error}",
-                hint="Choose another name. Nothing in this Secret was changed.",
-            ) from None
-        except DamagedRecordError as error:
-            raise _damaged_error(error) from None
-
-    def _check_stored_record(self, content: Mapping[str, object], ledger: VersionedRecord) -> None:
-        """Raise `UnavailableError` unless the API server's answer shows that it stored these versions and labels."""
-        stored = _record_or_none(content)
-        if stored is None or stored.ledger != ledger:
-            raise UnavailableError("the server's answer is damaged: it holds another list of versions")
-
-
-def _describe_leftover(number: int) -> SecretVersion:
-    return SecretVersion(id=VersionId(number), created_ms=0, is_leftover=True)
-
-
-def _record_or_none(content: Mapping[str, object]) -> SecretObject | None:
-    try:
-        return decode_object(content)
-    except (ForeignRecordError, DamagedRecordError):
-        return None
-
-
-def _damaged_error(error: DamagedRecordError) -> UnavailableError:
-    return UnavailableError(
-        f"the Secret is damaged: {error}",
-        hint="Nothing was changed. Restore it from a backup, or read an undamaged version by its id.",
-        final=True,
-    )

@@ -1,14 +1,14 @@
 """Read a Secret that is mounted into the pod, for pods that may not call the API server.
 
 The provider only reads: it cannot write or watch. The kubelet updates the mounted files within one or two minutes. The
-pointer (the list of versions and labels) and the value always come from the same state, even if the kubelet replaces
-the files meanwhile. File modes are the pod's configuration and are not checked.
+record of versions and labels and the value always come from the same state, even if the kubelet replaces the files
+meanwhile. File modes are the pod's configuration and are not checked.
 
 The kubelet writes each state into a new directory and then swaps the symbolic link ``..data``, so a reader sees a
 complete state: https://kubernetes.io/docs/concepts/configuration/secret/#mounted-secrets-are-updated-automatically.
 
 Another operator, such as External Secrets, copies the current identity document of another store into a Secret of its
-own. Such a Secret has no pointer, but the key ``identity.json``. The provider presents its bytes as one version,
+own. Such a Secret has no record, but the key ``identity.json``. The provider presents its bytes as one version,
 labelled ``current``, and derives the version's id from them.
 """
 
@@ -30,9 +30,14 @@ from goatherd.errors import (
 )
 from goatherd.providers.addresses import path_of_uri, split_path
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
-from goatherd.providers.kubernetes.record import HISTORY, MAX_OBJECT_BYTES, POINTER, check_value, decode_pointer, key_of
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
-from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, VersionedRecord
+from goatherd.providers.versioned_record import (
+    RECORD,
+    DamagedRecordError,
+    ForeignRecordError,
+    RecordedSecret,
+    decode_members,
+)
 
 Result = TypeVar("Result")
 
@@ -42,6 +47,7 @@ COPY: Final = "identity.json"
 
 _EXAMPLE: Final = "The directory of a mounted Secret, such as k8s-volume:///var/run/secrets/goatherd."
 _TRIES: Final = 20
+_MAX_OBJECT_BYTES: Final = 1 << 20
 
 
 class SwappedError(Exception):
@@ -82,27 +88,24 @@ class KubernetesVolumeProvider(SecretProvider):
 
     @property
     def guarantees(self) -> Guarantees:
-        return Guarantees(
-            cas=False, read_consistency=ReadConsistency.EVENTUAL, history=HISTORY, destroys=False, push=False
-        )
+        return Guarantees(cas=False, read_consistency=ReadConsistency.EVENTUAL, history=0, destroys=False, push=False)
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         def work(snapshot: int) -> SecretValue:
-            ledger = self._read_ledger(snapshot)
-            if isinstance(ledger, SecretValue):
-                if at in (CURRENT, ledger.version.id):
-                    return ledger
+            secret = _read_secret(snapshot)
+            if isinstance(secret, SecretValue):
+                if at in (CURRENT, secret.version.id):
+                    return secret
                 raise SecretNotFoundError(f"{COPY} holds the current version only, not {str(at)[:40]!r}")
-            number = ledger.find_version(call, at)
-            value = check_value(number, ledger.versions[number], _bytes_of(snapshot, key_of(number)))
-            return SecretValue(version=ledger.describe_version(number), value=value)
+            number = secret.record.find_version(call, at)
+            return SecretValue(version=secret.record.describe_version(number), value=secret.read_value(number))
 
         return await self._run_blocking(call, work)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         def work(snapshot: int) -> list[SecretVersion]:
-            ledger = self._read_ledger(snapshot)
-            return [ledger.version] if isinstance(ledger, SecretValue) else ledger.newest_first()
+            secret = _read_secret(snapshot)
+            return [secret.version] if isinstance(secret, SecretValue) else secret.record.newest_first()
 
         return await self._run_blocking(call, work)
 
@@ -113,23 +116,6 @@ class KubernetesVolumeProvider(SecretProvider):
         )
 
     _create = _write = _label = _destroy = _delete = _refuse_write
-
-    def _read_ledger(self, snapshot: int) -> VersionedRecord | SecretValue:
-        """Return the record of versions in a snapshot, or the copied value of a Secret without a record."""
-        raw = _bytes_of(snapshot, POINTER)
-        if raw is None and (copied := _bytes_of(snapshot, COPY)) is not None:
-            version = SecretVersion(
-                id=VersionId(hashlib.sha256(copied).hexdigest()[:16]),
-                labels=frozenset({CURRENT}),
-                created_ms=os.fstat(snapshot).st_mtime_ns // 1_000_000,
-            )
-            return SecretValue(version=version, value=SecretBytes(copied))
-        if raw is None:
-            names = [name for name in os.listdir(snapshot) if not name.startswith("..")]
-            if not names:  # an `optional: true` volume whose Secret does not exist
-                raise SecretNotFoundError("there is no such secret: the mounted directory is empty")
-            raise ForeignRecordError(f"it holds neither {POINTER} nor {COPY}")
-        return decode_pointer(raw)
 
     async def _run_blocking(self, call: Call, work: Callable[[int], Result]) -> Result:
         # A few small files in memory: a thread that outlives a cancellation by a moment does no harm.
@@ -180,6 +166,24 @@ class KubernetesVolumeProvider(SecretProvider):
             raise SecretNotFoundError(f"nothing is mounted at {directory}", hint="Add the volume to the pod.") from None
 
 
+def _read_secret(snapshot: int) -> RecordedSecret | SecretValue:
+    """Return the secret in a snapshot of a mounted Secret, or the copied value of a Secret without a record."""
+    names = [name for name in os.listdir(snapshot) if not name.startswith("..")]
+    if not names:  # an `optional: true` volume whose Secret does not exist
+        raise SecretNotFoundError("there is no such secret: the mounted directory is empty")
+    if RECORD in names:
+        return decode_members({name: _bytes_of(snapshot, name) for name in names})
+    if COPY not in names:
+        raise ForeignRecordError(f"it holds neither {RECORD} nor {COPY}")
+    copied = _bytes_of(snapshot, COPY)
+    version = SecretVersion(
+        id=VersionId(hashlib.sha256(copied).hexdigest()[:16]),
+        labels=frozenset({CURRENT}),
+        created_ms=os.fstat(snapshot).st_mtime_ns // 1_000_000,
+    )
+    return SecretValue(version=version, value=SecretBytes(copied))
+
+
 def _is_newest(snapshot: int, directory: str) -> bool:
     """Return whether an open snapshot of a mounted Secret is still the newest; the kubelet removes older ones."""
     try:
@@ -188,14 +192,11 @@ def _is_newest(snapshot: int, directory: str) -> bool:
         return False
 
 
-def _bytes_of(snapshot: int, name: str) -> bytes | None:
-    """Return the content of a file in a snapshot of a mounted Secret; None if there is no such file."""
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=snapshot)
-    except FileNotFoundError:
-        return None
+def _bytes_of(snapshot: int, name: str) -> bytes:
+    """Return the content of a file in a snapshot of a mounted Secret."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=snapshot)
     with os.fdopen(descriptor, "rb") as file:
-        raw = file.read(MAX_OBJECT_BYTES + 1)
-    if len(raw) > MAX_OBJECT_BYTES:
+        raw = file.read(_MAX_OBJECT_BYTES + 1)
+    if len(raw) > _MAX_OBJECT_BYTES:
         raise DamagedRecordError(f"{name} is longer than a Secret can be")
     return raw

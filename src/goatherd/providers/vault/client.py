@@ -14,10 +14,9 @@ import contextlib
 import json
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -53,8 +52,6 @@ from goatherd.serving.http_client import causes_of, make_http_client
 
 _QUOTED: Final = 200
 _CAS_MISMATCH: Final = "check-and-set parameter did not match"
-_METADATA_CAS: Final = "metadata check-and-set parameter required"
-_METADATA_MISMATCH: Final = "metadata check-and-set parameter does not match"
 _MOST_VERSIONS: Final = 10**18 - 1
 _UPGRADING: Final = "Upgrading from non-versioned to versioned"
 
@@ -65,7 +62,6 @@ class Found:
 
     data: Mapping[str, Any]
     version: int
-    created_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,33 +78,11 @@ class Written:
 
     Attributes:
         version: The version's number.
-        created_ms: When the version was written, in milliseconds since 1970, by the server's clock.
         expires: Whether the server will delete the version automatically.
     """
 
     version: int
-    created_ms: int
     expires: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metadata:
-    """Vault's metadata of an entry, without the values; all zeros or empty if there is no entry.
-
-    Attributes:
-        current: The number of the newest version, 0 when there is none.
-        max_versions: How many versions the entry's own setting keeps; 0 if the mount's setting applies (ten by
-            default).
-        states: The state of each version that is kept.
-        created_ms: When each version was written, in milliseconds since 1970, by the server's clock.
-        metadata_version: How often the metadata was changed, as OpenBao counts it; 0 in Vault, which does not.
-    """
-
-    current: int = 0
-    max_versions: int = 0
-    states: Mapping[int, VersionState] = field(default_factory=lambda: MappingProxyType({}))
-    created_ms: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
-    metadata_version: int = 0
 
 
 class VaultClient:
@@ -163,19 +137,16 @@ class VaultClient:
 
     # --- the key/value engine ---------------------------------------------------------------------------------------
 
-    async def read_secret(self, path: str, version: int | None = None) -> Found | Gone | None:
-        """Read a version of an entry in Vault, by default the newest; None if there is no such version or entry."""
-        params = {} if version is None else {"version": str(version)}
-        status, answer = await self.call_api("GET", self._api_path("data", path), params=params)
+    async def read_secret(self, path: str) -> Found | Gone | None:
+        """Read the newest version of an entry in Vault; None if there is no entry."""
+        status, answer = await self.call_api("GET", self._api_path("data", path))
         if _is_absence(status, answer):
             return None
         data = _require_object(answer, "data")
-        number, created_ms = _version_of(_require_object(data, "metadata"))
-        if version not in (None, number):
-            raise damaged_answer_error("it holds another version than the requested one")
+        number = _version_of(_require_object(data, "metadata"))
         if status == 404:
             return Gone(version=number, state=_state_of(_require_object(data, "metadata"), self._clock.now_ms()))
-        return Found(data=_require_object(data, "data"), version=number, created_ms=created_ms)
+        return Found(data=_require_object(data, "data"), version=number)
 
     async def write_secret(self, path: str, data: Mapping[str, object], *, cas: int) -> Written | None:
         """Write the next version of an entry if its newest is `cas` (0: no entry exists); return None otherwise."""
@@ -184,42 +155,19 @@ class VaultClient:
         if status == 400:
             return None
         metadata = _require_object(answer, "data")
-        number, created_ms = _version_of(metadata)
+        number = _version_of(metadata)
         if number != cas + 1:
             raise damaged_answer_error("it names another version than the one written")
-        return Written(version=number, created_ms=created_ms, expires=bool(metadata.get("deletion_time")))
+        return Written(version=number, expires=bool(metadata.get("deletion_time")))
 
-    async def read_metadata(self, path: str) -> Metadata:
-        """Read the metadata of an entry in Vault: its versions and their states."""
+    async def read_states(self, path: str) -> Mapping[int, VersionState]:
+        """Read the state of each version that Vault keeps of an entry; empty if there is no entry."""
         status, answer = await self.call_api("GET", self._api_path("metadata", path))
         if _is_absence(status, answer):
-            return Metadata()
-        data = _require_object(answer, "data")
-        current, most, versions = data.get("current_version"), data.get("max_versions"), data.get("versions")
-        if type(current) is not int or type(most) is not int or not isinstance(versions, Mapping):
-            raise damaged_answer_error("it is not the metadata of an entry")
-        now_ms = self._clock.now_ms()
+            return {}
+        versions, now_ms = _require_object(_require_object(answer, "data"), "versions"), self._clock.now_ms()
         kept = {int(number): _require_object(versions, number) for number in versions if parse_number(number)}
-        return Metadata(
-            current=current,
-            max_versions=most,
-            states=MappingProxyType({number: _state_of(version, now_ms) for number, version in kept.items()}),
-            created_ms=MappingProxyType({number: _created_ms(version) for number, version in kept.items()}),
-            metadata_version=changes if isinstance(changes := data.get("current_metadata_version"), int) else 0,
-        )
-
-    async def set_max_versions(self, path: str, versions: int) -> None:
-        """Set how many versions of an entry Vault keeps; the entry need not exist yet."""
-        # As text: a policy's allowed_parameters compare text (goatherd.providers.vault.permissions).
-        body: dict[str, object] = {"max_versions": str(versions)}
-        try:
-            await finish_request(self.call_api("POST", self._api_path("metadata", path), body=body))
-        except ProviderConfigurationError as error:
-            if _METADATA_CAS not in str(error):
-                raise
-            # OpenBao, if the mount or the entry has `metadata_cas_required`.
-            body["metadata_cas"] = (await self.read_metadata(path)).metadata_version
-            await finish_request(self.call_api("POST", self._api_path("metadata", path), body=body))
+        return {number: _state_of(version, now_ms) for number, version in kept.items()}
 
     async def destroy_versions(self, path: str, *versions: int) -> None:
         """Destroy the data of some versions of an entry in Vault permanently."""
@@ -293,8 +241,6 @@ class VaultClient:
             raise damaged_answer_error("HTTP 404 that no Vault server sends: another server answers in its place")
         if status == 400 and _UPGRADING in errors:
             raise UnavailableError(f"{self._address.mount} is being upgraded to version 2; this takes a moment")
-        if status == 400 and _METADATA_MISMATCH in errors:
-            raise UnavailableError(f"another writer has just changed the settings of {path}")
         if status == 400 and _CAS_MISMATCH not in errors:
             raise ProviderConfigurationError(f"the server does not understand {method} {path}: {errors}")
         return status, answer
@@ -465,18 +411,13 @@ def _require_object(answer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value
 
 
-def _version_of(metadata: Mapping[str, Any]) -> tuple[int, int]:
+def _version_of(metadata: Mapping[str, Any]) -> int:
     number = metadata.get("version")
     if type(number) is not int or not 1 <= number <= _MOST_VERSIONS:
         raise damaged_answer_error("it names no version")
-    return number, _created_ms(metadata)
-
-
-def _created_ms(metadata: Mapping[str, Any]) -> int:
-    created = metadata.get("created_time")
-    if not isinstance(created, str):
+    if not isinstance(metadata.get("created_time"), str):
         raise damaged_answer_error("a version has no timestamp")
-    return _parse_time(created)
+    return number
 
 
 def _state_of(metadata: Mapping[str, Any], now_ms: int) -> VersionState:

@@ -13,12 +13,9 @@ from goatherd.errors import ConfigurationError
 from goatherd.providers.values import ORG_FIELD, check_role
 from goatherd.providers.vault.address import FORMS, parse_address
 
-MAX_VERSIONS: Final = 64
-POINTER_SUFFIX: Final = "-pointer"
-
 _PURPOSE: Final = {
     "server": "reads the identity, and can change nothing",
-    "rotator": "creates and rotates the identity; destroys nothing, and cannot shorten the history",
+    "rotator": "creates and rotates the identity; destroys nothing",
     "admin": "the rotator's, and destroying versions (goatherd retire) and deleting the secret",
 }
 _COMPONENT = re.compile(r"[A-Za-z0-9._-]+")
@@ -57,28 +54,14 @@ def policy(role: str, secret: str | Mapping[str, object], *, mount: str | None =
         raise ConfigurationError(
             f"{mount}/{secret_id} must be a mount and a path", hint="Write the mount first, as in secret/goatdb/root."
         )
-    values, pointer = _path_pattern(secret_id), _path_pattern(secret_id + POINTER_SUFFIX)
-    write = ["create", "read", "update"] if role != "server" else ["read"]
-    rules = [("data", values, write, ""), ("data", pointer, write, "")]
-    if role != "server":
-        # The number is written as a string, because the server compares it as a string with the one in Goatherd's
-        # request (measured on OpenBao 2.7.2). `metadata_cas` is OpenBao's check-and-set of metadata; any value is
-        # allowed.
-        only = f'\n  allowed_parameters = {{ "max_versions" = ["{MAX_VERSIONS}"], "metadata_cas" = [] }}'
-        change = [*write, "delete"] if role == "admin" else write
-        rules.append(("metadata", values, change, only))
+    path = _path_pattern(secret_id)
+    rules = [("data", ["read"] if role == "server" else ["create", "read", "update"])]
     if role == "admin":
-        # Older versions of the pointer hold values that were current.
-        rules += [("metadata", pointer, ["delete", "read"], "")]
-        rules += [("destroy", path, ["update"], "") for path in (values, pointer)]
-    merged: dict[tuple[str, str], tuple[list[str], str]] = {}
-    for kind, path, capabilities, extra in rules:  # with {org} last, values and pointer are one pattern
-        known, known_extra = merged.get((kind, path), ([], ""))
-        merged[kind, path] = (sorted({*known, *capabilities}), known_extra or extra)
+        rules += [("metadata", ["delete", "read"]), ("destroy", ["update"])]
     blocks = []
-    for (kind, path), (capabilities, extra) in merged.items():
+    for kind, capabilities in rules:
         listed = ", ".join(f'"{capability}"' for capability in capabilities)
-        blocks.append(f'path "{mount}/{kind}/{path}" {{\n  capabilities = [{listed}]{extra}\n}}\n')
+        blocks.append(f'path "{mount}/{kind}/{path}" {{\n  capabilities = [{listed}]\n}}\n')
     return f"# Goatherd {role}: {_PURPOSE[role]}.\n" + "\n".join(blocks)
 
 
@@ -87,7 +70,7 @@ def _path_pattern(secret_id: str) -> str:
     for component in secret_id.split("/"):
         if ORG_FIELD not in component:
             components.append(component)
-        elif component.removesuffix(POINTER_SUFFIX) == ORG_FIELD:
+        elif component == ORG_FIELD:
             components.append("+")
         else:
             raise ConfigurationError(

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import stat
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,9 +27,8 @@ from goatherd.errors import (
 from goatherd.files import System
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.file import FileSecretProvider, layout
-from goatherd.providers.values import CURRENT, VersionId
-from goatherd.providers.versioned_record import decode_record
+from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.values import VersionId
 from tests.deadlines import HANG
 
 IMPATIENT = RetryPolicy(attempts=2, base=timedelta(milliseconds=1))
@@ -157,7 +155,7 @@ def test_what_is_no_path_is_refused_and_puts_nothing_under_the_working_directory
     assert "open_provider" in caught.value.hint
 
 
-@pytest.mark.parametrize("secret_id", ["lock", "manifest.json", "manifest.new", "7.value", "a/lock", "../keys", "."])
+@pytest.mark.parametrize("secret_id", ["lock", "secret.json", "secret.new", "a/lock", "../keys", "."])
 async def test_names_that_the_layout_needs_are_not_secrets(keys: Path, secret_id: str):
     with pytest.raises(ProviderConfigurationError):
         await at(keys).create(secret_id, b"x")
@@ -189,7 +187,7 @@ async def test_everything_made_is_for_the_owner_alone_whatever_the_umask(tmp_pat
     made = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
     assert {stat.S_IMODE(path.stat().st_mode) for path in made if path.is_dir()} == {0o700}
     assert {stat.S_IMODE(path.stat().st_mode) for path in made if path.is_file()} == {0o600}
-    assert len(made) == 8
+    assert len(made) == 6
 
 
 @pytest.mark.parametrize("mode", [0o750, 0o710, 0o705, 0o770, 0o701, 0o720])
@@ -211,7 +209,7 @@ async def test_a_secret_s_directory_that_others_can_enter_is_refused_with_the_ch
     assert (await store.read("root")).value.reveal() == b"second"
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "2.value", "lock"])
+@pytest.mark.parametrize("name", ["secret.json", "lock"])
 async def test_a_file_that_others_can_read_is_refused_with_the_chmod(store: FileSecretProvider, keys: Path, name: str):
     (keys / "root" / name).chmod(0o640)
     with pytest.raises(ProviderConfigurationError, match="open to others") as caught:
@@ -256,7 +254,7 @@ async def test_nothing_is_made_in_a_directory_that_is_refused(keys: Path, secret
 # --- links and strange things -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "2.value", "lock", "manifest.new"])
+@pytest.mark.parametrize("name", ["secret.json", "lock", "secret.new"])
 async def test_a_symbolic_link_in_place_of_a_file_is_not_followed(
     store: FileSecretProvider, keys: Path, tmp_path: Path, name: str
 ):
@@ -266,13 +264,13 @@ async def test_a_symbolic_link_in_place_of_a_file_is_not_followed(
     link = keys / "root" / name
     link.unlink(missing_ok=True)
     link.symlink_to(target)
-    if name in ("manifest.json", "2.value"):
+    if name == "secret.json":
         with pytest.raises(ProviderConfigurationError):
             await store.read("root")
-    if name == "manifest.new":
+    if name == "secret.new":
         await store.write("root", b"third", expected="2")
         assert not link.is_symlink()
-    elif name != "2.value":
+    else:
         with pytest.raises(ProviderConfigurationError):
             await store.write("root", b"third", expected="2")
     assert target.read_bytes() == b"precious"
@@ -290,10 +288,9 @@ async def test_a_symbolic_link_in_place_of_a_directory_is_refused(keys: Path, tm
     assert (await other.read(secret_id)).value.reveal() == b"planted"
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "2.value"])
-async def test_a_pipe_in_place_of_a_file_does_not_make_a_reader_wait(store: FileSecretProvider, keys: Path, name: str):
-    (keys / "root" / name).unlink()
-    os.mkfifo(keys / "root" / name, 0o600)
+async def test_a_pipe_in_place_of_a_file_does_not_make_a_reader_wait(store: FileSecretProvider, keys: Path):
+    (keys / "root" / "secret.json").unlink()
+    os.mkfifo(keys / "root" / "secret.json", 0o600)
     with pytest.raises(ProviderConfigurationError, match="is not a file") as caught:
         await asyncio.wait_for(store.read("root"), HANG)
     assert "backup" in caught.value.hint, "not only to run doctor, which reports the same"
@@ -301,23 +298,11 @@ async def test_a_pipe_in_place_of_a_file_does_not_make_a_reader_wait(store: File
 
 async def test_files_that_are_not_ours_are_left_alone(store: FileSecretProvider, keys: Path):
     (keys / "root" / "README").write_text("the operator's")
-    (keys / "root" / "9.value.bak").write_text("the operator's too")
+    (keys / "root" / "secret.json.bak").write_text("the operator's too")
     await store.write("root", b"third", expected="2")
     await store.delete("root")
-    assert names(keys / "root") == ["9.value.bak", "README"]
+    assert names(keys / "root") == ["README", "secret.json.bak"]
     await store.create("root", b"again")
-
-
-async def test_readers_of_many_versions_decode_the_same_manifest_once(
-    store: FileSecretProvider, monkeypatch: pytest.MonkeyPatch
-):
-    decoded = []
-    monkeypatch.setattr(layout, "decode_record", lambda raw, form: decoded.append(raw) or decode_record(raw, form))
-    await store.write("root", b"third", expected="2")
-    decoded.clear()
-    for version in ("3", "2", "1"):
-        await store.read("root", VersionId(version))
-    assert len(decoded) == 1
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -327,20 +312,33 @@ def flip(raw: bytes, at_byte: int) -> bytes:
     return raw[:at_byte] + bytes([raw[at_byte] ^ 1]) + raw[at_byte + 1 :]
 
 
+def change(key: str, member: object) -> Callable[[Path], None]:
+    """Return what replaces a member of the secret's file, or removes it."""
+
+    def damage(directory: Path) -> None:
+        document = json.loads((directory / "secret.json").read_bytes())
+        document = {name: found for name, found in document.items() if name != key or member is not None}
+        document |= {} if member is None else {key: member}
+        (directory / "secret.json").write_text(json.dumps(document))
+
+    return damage
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
-    "a flipped bit in the value": lambda d: (d / "2.value").write_bytes(flip(b"second", 3)) and None,
-    "a truncated value": lambda d: (d / "2.value").write_bytes(b"seco") and None,
-    "a value with more at its end": lambda d: (d / "2.value").write_bytes(b"second!") and None,
-    "an empty value": lambda d: (d / "2.value").write_bytes(b"") and None,
-    "a missing value": lambda d: (d / "2.value").unlink(),
-    "another version's value": lambda d: (d / "2.value").write_bytes(b"first") and None,
-    "a missing manifest": lambda d: (d / "manifest.json").unlink(),
-    "an empty manifest": lambda d: (d / "manifest.json").write_bytes(b"") and None,
-    "a manifest that is a list": lambda d: (d / "manifest.json").write_bytes(b"[]\n") and None,
-    "a manifest of a later format": lambda d: (
-        (d / "manifest.json").write_bytes((d / "manifest.json").read_bytes().replace(b"secret/1", b"secret/2")) and None
+    "another value": change("value", "sec0nd"),
+    "a value in base64 that is none": change("value", {"base64": "*"}),
+    "a value that is a number": change("value", 2),
+    "a missing value": change("value", None),
+    "another version's value": change("value", "first"),
+    "a missing record": change("record", None),
+    "an empty record": change("record", {}),
+    "an empty file": lambda d: (d / "secret.json").write_bytes(b"") and None,
+    "a file that is a list": lambda d: (d / "secret.json").write_bytes(b"[]\n") and None,
+    "a file of a later format": lambda d: (
+        (d / "secret.json").write_bytes((d / "secret.json").read_bytes().replace(b"record/1", b"record/2")) and None
     ),
 }
+DAMAGED = (UnavailableError, ProviderConfigurationError)
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
@@ -349,49 +347,37 @@ async def test_damage_is_called_damage_and_never_absence_and_gives_no_value(
 ):
     damage(keys / "root")
     before = picture(keys)
-    with pytest.raises(UnavailableError, match=r"damaged|missing although") as caught:
+    with pytest.raises(DAMAGED, match=r"damaged|not made by Goatherd") as caught:
         await store.read("root")
     assert not caught.value.retryable
     assert "second" not in str(caught.value)
-    assert "backup" in caught.value.hint
-    assert ("`label` in Python" in caught.value.hint) == ("version 2" in str(caught.value)), "it needs a manifest"
-    with pytest.raises((UnavailableError, SecretExistsError)):
+    with pytest.raises((*DAMAGED, SecretExistsError)):
         await store.create("root", b"invented")
     assert picture(keys) == before, "nothing was repaired, overwritten or invented"
 
 
 @pytest.mark.slow
-async def test_any_change_of_any_byte_of_the_manifest_is_noticed(store: FileSecretProvider, keys: Path):
-    manifest = keys / "root" / "manifest.json"
-    good = manifest.read_bytes()
+async def test_any_change_of_any_byte_gives_an_error_or_the_same_value(store: FileSecretProvider, keys: Path):
+    file = keys / "root" / "secret.json"
+    good, other = file.read_bytes(), file.read_bytes().index(b'"v1"')
     for position in range(len(good)):
-        manifest.write_bytes(flip(good, position))
-        with pytest.raises(UnavailableError, match="damaged"):
+        file.write_bytes(flip(good, position))
+        if position < other:  # else the current value is whole
+            with pytest.raises(DAMAGED):
+                await store.read("root")
+    for length in range(len(good) - 1):
+        file.write_bytes(good[:length])
+        with pytest.raises(DAMAGED):
             await store.read("root")
-    for length in range(len(good)):
-        manifest.write_bytes(good[:length])
-        with pytest.raises(UnavailableError, match="damaged"):
-            await store.read("root")
-    manifest.write_bytes(good)
+    file.write_bytes(good)
     assert (await store.read("root")).value.reveal() == b"second"
 
 
 async def test_an_operator_can_go_back_to_a_whole_version_when_one_is_damaged(store: FileSecretProvider, keys: Path):
-    (keys / "root" / "2.value").write_bytes(b"broken")
+    change("value", "broken")(keys / "root")
     assert (await store.read("root", VersionId("1"))).value.reveal() == b"first"
     await store.label("root", "current", "1", expected="2")
     assert (await store.read("root")).value.reveal() == b"first"
-
-
-async def test_a_manifest_with_a_fitting_digest_but_a_label_to_nowhere_is_damaged(
-    store: FileSecretProvider, keys: Path
-):
-    manifest = keys / "root" / "manifest.json"
-    document = json.loads(manifest.read_bytes())
-    document["labels"]["current"] = 9
-    manifest.write_text(json.dumps(document, indent=1) + "\n")
-    with pytest.raises(UnavailableError, match="a label points at a version that does not exist"):
-        await store.read("root")
 
 
 # --- what the operating system may answer -----------------------------------------------------------------------------
@@ -449,9 +435,7 @@ async def test_whichever_call_fails_the_error_is_ours_and_old_or_new_is_what_is_
         # Whatever it was has passed: the next writer works and leaves nothing of the failed one.
         holder = (await good.read("root")).version.id
         await good.write("root", b"after", expected=holder)
-        manifest = json.loads((directory / "root" / "manifest.json").read_bytes())
-        values = [f"{version}.value" for version in manifest["versions"]]
-        assert names(directory / "root") == sorted([*values, "lock", "manifest.json"])
+        assert names(directory / "root") == ["lock", "secret.json"]
     else:
         pytest.fail("the writer needs more system calls than this test allows for")
     assert failures > 10
@@ -515,7 +499,7 @@ async def test_reading_needs_no_lock_and_no_right_to_write(store: FileSecretProv
             if operation is os.open:
                 assert not args[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             # A directory that is only open for reading can be synced.
-            assert operation in (os.open, os.close, os.read, os.fstat, os.listdir, os.fsync)
+            assert operation in (os.open, os.close, os.read, os.fstat, os.stat, os.fsync)
             return operation(*args, **kwargs)
 
     reader = at(keys, system=ReadOnly())
@@ -546,10 +530,9 @@ async def test_waiting_for_a_held_lock_ends_at_the_deadline_and_does_not_stop_th
 # --- labels, versions, destruction ------------------------------------------------------------------------------------
 
 
-async def test_a_destroyed_value_is_unlinked_and_its_version_stays_listed(store: FileSecretProvider, keys: Path):
+async def test_a_destroyed_value_is_in_no_file_and_its_version_stays_listed(store: FileSecretProvider, keys: Path):
     await store.label("root", "stable", "2", expected="1")
     await store.destroy("root", "1")
-    assert not (keys / "root" / "1.value").exists()
     assert b"first" not in b"".join(picture(keys).values())
     with pytest.raises(VersionDisabledError):
         await store.read("root", VersionId("1"))
@@ -580,48 +563,17 @@ async def test_a_writer_that_waited_for_the_lock_of_a_deleted_secret_does_not_wr
     assert (await store.read("root")).value.reveal() == b"another"
 
 
-@pytest.mark.slow
-async def test_the_lock_of_a_deleted_secret_is_no_lock_on_the_one_made_in_its_place(
+async def test_what_a_killed_writer_left_is_removed_by_the_next_reader_but_not_while_a_writer_is_at_work(
     store: FileSecretProvider, keys: Path
 ):
-    root, first, second = keys / "root", keys.parent / "first", keys.parent / "second"
-    (root / "README").write_text("keeps the directory")
-    shutil.copytree(root, first)
-    await at(keys).delete("root")
-    await at(keys).create("root", b"another")
-    root.rename(second)
-    first.rename(root)
-    held = os.open(second / "lock", os.O_RDWR)
-    fcntl.flock(held, fcntl.LOCK_EX)
-
-    class ReplacedBetween(System):
-        def try_lock(self, descriptor: int) -> bool:
-            if second.exists():
-                for path in root.iterdir():
-                    path.unlink()
-                for path in second.iterdir():
-                    path.rename(root / path.name)
-                second.rmdir()
-            return super().try_lock(descriptor)
-
-    assert "another writer holds the lock" in str(await waits_in_vain(keys, "1", system=ReplacedBetween()))
-    assert not second.exists()
-    os.close(held)
-    assert (await store.read("root")).value.reveal() == b"another"
-
-
-async def test_a_reader_that_was_overtaken_by_a_new_secret_of_the_same_name_reads_the_new_one(
-    store: FileSecretProvider, keys: Path
-):
-    class ReplacedBetween(System):
-        done = False
-
-        def open_read(self, name: str, directory: int) -> int:
-            if name.endswith(".value") and not self.done:
-                self.done = True
-                asyncio.run(at(keys).delete("root"))
-                asyncio.run(at(keys).create("root", b"another"))
-            return super().open_read(name, directory)
-
-    found = await at(keys, system=ReplacedBetween()).read("root", CURRENT)
-    assert found.value.reveal() == b"another"
+    left = keys / "root" / "secret.new"
+    left.write_bytes(b"a new private key")
+    descriptor = os.open(keys / "root" / "lock", os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert (await store.read("root")).value.reveal() == b"second"
+        assert left.exists(), "the writer at work still needs it"
+    finally:
+        os.close(descriptor)
+    assert (await store.read("root")).value.reveal() == b"second"
+    assert not left.exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import errno
 import threading
 import time
@@ -24,26 +23,24 @@ from goatherd.errors import (
 from goatherd.plugins import open_provider
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesVolumeProvider, volume
-from goatherd.providers.kubernetes.record import POINTER, SecretObject, encode_changes, key_of, new_object
 from goatherd.providers.kubernetes.volume import COPY
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, VersionId
-from goatherd.providers.versioned_record import VersionedRecord, entry_for
+from goatherd.providers.versioned_record import RECORD, RecordedSecret, VersionedRecord, encode_members, entry_for
 from tests.fakes.kubelet import Kubelet
 
 CALL = Call(provider="k8s", secret_id="ns/root", operation="write")
 
 
-def grown(values: list[bytes]) -> SecretObject:
-    """Return the record of a secret to which these values were written, one after the other."""
-    ledger = VersionedRecord().with_first_version(
-        CALL, entry_for(SecretBytes(values[0]), request="0", now_ms=0), CURRENT
-    )
-    record = SecretObject(ledger=ledger, content=new_object("ns", "root", ledger, SecretBytes(values[0])))
+def grown(values: list[bytes]) -> RecordedSecret:
+    """Return a secret to which these values were written, one after the other."""
+    first = entry_for(SecretBytes(values[0]), request="0", now_ms=0)
+    record = VersionedRecord().with_first_version(CALL, first, CURRENT)
+    secret = RecordedSecret(record=record, values={1: SecretBytes(values[0])})
     for number, value in enumerate(values[1:], 1):
         entry = entry_for(SecretBytes(value), request=str(number), now_ms=number)
-        ledger = record.ledger.with_version(CALL, entry, CURRENT, VersionId(number))
-        record = encode_changes(record, ledger, SecretBytes(value), ())
-    return record
+        record = record.with_version(CALL, entry, CURRENT, VersionId(number))
+        secret = secret.with_record(record, SecretBytes(value))
+    return secret
 
 
 @pytest.fixture
@@ -114,8 +111,8 @@ async def test_destroying_is_not_promised_and_refused(kubelet: Kubelet, provider
 
 
 async def test_a_destroyed_version_is_said_to_be_so(kubelet: Kubelet, provider: KubernetesVolumeProvider):
-    record = grown([b"first", b"second"])
-    kubelet.show(encode_changes(record, record.ledger.without_value(CALL, VersionId("1")), None, ()))
+    secret = grown([b"first", b"second"])
+    kubelet.show(secret.with_record(secret.record.without_value(CALL, VersionId("1"))))
     with pytest.raises(VersionDisabledError):
         await provider.read(NAME, VersionId("1"))
 
@@ -126,7 +123,7 @@ async def test_nothing_mounted_an_empty_mount_a_subpath_and_a_foreign_secret_are
     with pytest.raises(SecretNotFoundError, match="nothing is mounted"):
         await provider.read("elsewhere")
     (tmp_path / "subpath").mkdir()
-    (tmp_path / "subpath" / POINTER).write_bytes(b"{}")
+    (tmp_path / "subpath" / RECORD).write_bytes(b"{}")
     with pytest.raises(ProviderConfigurationError, match=r"no \.\.data") as caught:
         await provider.read("subpath")
     assert "subPath" in caught.value.hint
@@ -138,25 +135,25 @@ async def test_nothing_mounted_an_empty_mount_a_subpath_and_a_foreign_secret_are
         await provider.read(NAME)
 
 
-@pytest.mark.parametrize("what", ["pointer", "value", "value gone", "too long", "a link"])
+@pytest.mark.parametrize("what", ["record", "value", "value gone", "too long", "a link"])
 async def test_damage_is_unavailable_and_never_absent(
     kubelet: Kubelet, provider: KubernetesVolumeProvider, tmp_path: Path, what: str
 ):
     kubelet.show(grown([b"first"]))
     data = kubelet.directory / "..data"
     match what:
-        case "pointer":
-            (data / POINTER).write_bytes((data / POINTER).read_bytes()[:-5])
+        case "record":
+            (data / RECORD).write_bytes((data / RECORD).read_bytes()[:-5])
         case "value":
-            (data / key_of(1)).write_bytes(b"f1rst")
+            (data / "value").write_bytes(b"f1rst")
         case "value gone":
-            (data / key_of(1)).unlink()
+            (data / "value").unlink()
         case "too long":
-            (data / key_of(1)).write_bytes(b"x" * ((1 << 20) + 1))
+            (data / "value").write_bytes(b"x" * ((1 << 20) + 1))
         case _:
             (tmp_path / "other").write_bytes(b"first")
-            (data / key_of(1)).unlink()
-            (data / key_of(1)).symlink_to(tmp_path / "other")
+            (data / "value").unlink()
+            (data / "value").symlink_to(tmp_path / "other")
     with pytest.raises(UnavailableError):
         await provider.read(NAME)
 
@@ -167,8 +164,8 @@ async def test_a_state_that_is_swapped_away_while_it_is_read_is_read_anew(
     kubelet.show(grown([b"first"]))
     read, swapped = volume._bytes_of, []
 
-    def slow(snapshot: int, name: str) -> bytes | None:
-        if name != POINTER and not swapped:
+    def slow(snapshot: int, name: str) -> bytes:
+        if name != RECORD and not swapped:
             swapped.append(name)
             kubelet.show(grown([b"first", b"second"]))  # which removes the state that is being read
         return read(snapshot, name)
@@ -178,17 +175,16 @@ async def test_a_state_that_is_swapped_away_while_it_is_read_is_read_anew(
     assert swapped
 
 
-async def test_pointer_and_value_are_of_one_state_even_while_the_old_one_is_kept(
+async def test_record_and_value_are_of_one_state_even_while_the_old_one_is_kept(
     kubelet: Kubelet, provider: KubernetesVolumeProvider, monkeypatch: pytest.MonkeyPatch
 ):
     kubelet.show(grown([b"first"]))
     read, swapped = volume._bytes_of, []
 
-    def slow(snapshot: int, name: str) -> bytes | None:
-        if name != POINTER and not swapped:
+    def slow(snapshot: int, name: str) -> bytes:
+        if name != RECORD and not swapped:
             swapped.append(name)
-            data = grown([b"f1rst"]).content["data"]
-            kubelet.mount({key: base64.b64decode(value) for key, value in data.items()}, remove=False)
+            kubelet.mount(encode_members(grown([b"f1rst"])), remove=False)
         return read(snapshot, name)
 
     monkeypatch.setattr(volume, "_bytes_of", slow)
@@ -225,7 +221,7 @@ async def test_files_that_the_user_may_not_read_are_denied(
 ):
     kubelet.show(grown([b"first"]))
 
-    def denied(snapshot: int, name: str) -> bytes | None:
+    def denied(snapshot: int, name: str) -> bytes:
         raise PermissionError(errno.EACCES, "Permission denied")  # as root, no mode would deny anything
 
     monkeypatch.setattr(volume, "_bytes_of", denied)
@@ -266,10 +262,10 @@ async def test_a_copied_document_is_the_current_version_until_the_next_copy(
 async def test_a_record_wins_over_a_copy_and_a_damaged_one_is_not_replaced_by_it(
     kubelet: Kubelet, provider: KubernetesVolumeProvider
 ):
-    data = {name: base64.b64decode(value) for name, value in grown([b"first"]).content["data"].items()}
+    data = encode_members(grown([b"first"]))
     kubelet.mount({**data, COPY: b"copy"})
     assert (await provider.read(NAME)).value.reveal() == b"first"
-    kubelet.mount({**data, POINTER: data[POINTER][:-5], COPY: b"copy"})
+    kubelet.mount({**data, RECORD: data[RECORD][:-5], COPY: b"copy"})
     with pytest.raises(UnavailableError):
         await provider.read(NAME)
 

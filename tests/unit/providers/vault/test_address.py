@@ -147,9 +147,3 @@ def test_cloud_config_names_the_same():
 def test_no_secret_shows_in_a_repr():
     for auth in (TokenAuth(token="hunter2"), AppRoleAuth(role_id="r", secret_id="hunter2")):
         assert "hunter2" not in repr(VaultAddress(url="https://v", auth=auth))
-
-
-def test_names_kept_for_the_pointer_are_refused():
-    provider, _ = open_provider("vault://v/secret/root")
-    with pytest.raises(ConfigurationError, match="-pointer"):
-        provider.check_secret_id("goatdb/root-pointer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +20,10 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.values import CURRENT
+from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.providers.vault.client import VaultClient
-from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, StoredPointer, encode_pointer
-from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
+from goatherd.providers.versioned_record import RecordedSecret, VersionedRecord, encode_secret, entry_for
 from tests.deadlines import HANG
 from tests.fakes.certificates import certificate, certificate_server, replace_file
 
@@ -100,22 +100,27 @@ async def test_an_answer_is_never_taken_for_a_missing_secret_unless_it_says_so(
 
 
 async def test_a_gateway_that_knows_no_such_route_has_neither_destroyed_nor_deleted_anything():
+    value = SecretBytes(b"x")
+    entries = {n: entry_for(value, request="r", now_ms=1) for n in (1, 2)}
+    secret = RecordedSecret(record=VersionedRecord(versions=entries, labels={CURRENT: 2}), values={1: value, 2: value})
+    states: list[object] = [{**encode_secret(secret), "path": "goatdb/root"}]
+
     def answer(request: httpx2.Request) -> httpx2.Response:
-        path, metadata = request.url.path, {"version": 1, "created_time": "2026-11-24T16:05:27Z"}
+        path = request.url.path
         if path.endswith("capabilities-self"):
             return httpx2.Response(200, json={"data": {"secret/destroy/goatdb/root": ["update"]}})
-        if path.endswith("data/goatdb/root-pointer"):
-            read = {"data": pointer, "metadata": metadata}
-            return httpx2.Response(200, json={"data": read if request.method == "GET" else {**metadata, "version": 2}})
-        return httpx2.Response(404, json={"message": "no Route matched with those values"})
+        if not path.endswith("data/goatdb/root") or "/metadata/" in path:
+            return httpx2.Response(404, json={"message": "no Route matched with those values"})
+        if request.method == "POST":
+            states.append(json.loads(request.content)["data"])
+        metadata = {"version": len(states), "created_time": "2026-11-24T16:05:27Z"}
+        read = {"data": states[-1], "metadata": metadata}
+        return httpx2.Response(200, json={"data": read if request.method == "GET" else metadata})
 
-    entries = {n: RecordedVersion(created_ms=1, request="r", digest="d", size=1) for n in (1, 2)}
-    pointer = encode_pointer(
-        StoredPointer(ledger=VersionedRecord(versions=entries, labels={CURRENT: 2}), format=FIRST_POINTER_FORMAT)
-    )
     async with provider(answer) as one:
         with pytest.raises(UnavailableError, match="another server answers"):
             await one.destroy("goatdb/root", "1")
+        assert [each.state for each in await one.versions("goatdb/root")] == ["enabled", "destroying"]
         with pytest.raises(UnavailableError, match="another server answers"):
             await one.delete("goatdb/root")
 
@@ -189,22 +194,6 @@ async def test_an_index_that_cannot_be_sent_again_is_not_used():
             with pytest.raises(ProviderError, match="no such secret"):
                 await one.read("goatdb/root")
     assert told == [None, None]
-
-
-async def test_an_older_version_than_the_one_asked_for_is_damaged():
-    entry = RecordedVersion(created_ms=1, request="r", digest="d", size=1)
-    pointer = encode_pointer(
-        StoredPointer(ledger=VersionedRecord(versions={2: entry}, labels={CURRENT: 2}), format=FIRST_POINTER_FORMAT)
-    )
-
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        data = pointer if request.url.path.endswith("-pointer") else {"format": "x"}
-        metadata = {"version": 1, "created_time": "2026-11-24T16:05:27.03791695Z"}
-        return httpx2.Response(200, json={"data": {"data": data, "metadata": metadata}})
-
-    async with provider(answer) as one:
-        with pytest.raises(UnavailableError, match="another version than the requested one"):
-            await one.read("goatdb/root")
 
 
 async def test_a_provider_opens_itself_and_says_so_when_it_is_closed():

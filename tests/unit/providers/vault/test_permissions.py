@@ -9,32 +9,29 @@ from goatherd.errors import ConfigurationError
 from goatherd.providers.vault import policy
 
 
-def test_a_server_may_read_two_entries():
+def test_a_server_may_read_the_entry():
     assert policy("server", "secret/goatdb/root") == (
         "# Goatherd server: reads the identity, and can change nothing.\n"
-        'path "secret/data/goatdb/root" {\n  capabilities = ["read"]\n}\n\n'
-        'path "secret/data/goatdb/root-pointer" {\n  capabilities = ["read"]\n}\n'
+        'path "secret/data/goatdb/root" {\n  capabilities = ["read"]\n}\n'
     )
 
 
-def test_a_rotator_may_write_them_and_lengthen_the_history():
-    text = policy("rotator", "secret/goatdb/root")
-    assert text.count('"create", "read", "update"') == 3
-    assert 'allowed_parameters = { "max_versions" = ["64"], "metadata_cas" = [] }' in text
-    assert "delete" not in text
-    assert "/destroy/" not in text
+def test_a_rotator_may_write_the_entry_and_no_more():
+    assert policy("rotator", "secret/goatdb/root") == (
+        "# Goatherd rotator: creates and rotates the identity; destroys nothing.\n"
+        'path "secret/data/goatdb/root" {\n  capabilities = ["create", "read", "update"]\n}\n'
+    )
 
 
 def test_an_admin_may_destroy_and_delete():
     text = policy("admin", "secret/goatdb/root")
     assert 'path "secret/destroy/goatdb/root" {\n  capabilities = ["update"]' in text
-    assert text.count('"delete"') == 2
+    assert text.count('"delete"') == 1
 
 
 def test_an_organization_that_is_a_whole_component_matches_any():
-    assert 'path "secret/data/goatdb/+/root-pointer"' in policy("server", "secret/goatdb/{org}/root")
-    last = policy("rotator", "secret/goatdb/{org}")
-    assert last.count('path "secret/data/goatdb/+"') == 1, "values and pointers are one pattern"
+    assert 'path "secret/data/goatdb/+/root"' in policy("server", "secret/goatdb/{org}/root")
+    assert 'path "secret/data/goatdb/+"' in policy("rotator", "secret/goatdb/{org}")
     with pytest.raises(ConfigurationError, match="must be a whole component"):
         policy("server", "secret/goatdb-{org}/root")
 

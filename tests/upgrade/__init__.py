@@ -1,1 +1,0 @@
-"""Data and servers of 0.1.0 work with this version."""
