@@ -28,8 +28,7 @@ from goatherd.door.limits import DoorLimits
 from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.serving.caller_limits import CallerLimits, Rate
 from goatherd.wire.base32 import base32_encode
-from goatherd.wire.schema import Registry
-from tests.cluster.door_world import NOTE, A, X, identity
+from tests.cluster.door_world import A, X, identity
 from tests.deadlines import HANG
 from tests.depth import STRIDE
 from tests.fakes.upstream_child import UpstreamChild
@@ -227,7 +226,7 @@ async def serving_in_a_thread() -> AsyncIterator[UpstreamChild]:
     started: list[UpstreamChild] = []
 
     async def child() -> None:
-        async with UpstreamChild(A, registry=Registry([NOTE])) as server:
+        async with UpstreamChild(A) as server:
             server.introduce(X.session)
             started.append(server)
             ready.set()

@@ -33,13 +33,11 @@ from urllib.parse import quote
 
 import goatherd
 from goatherd.admission.access import AccessRule
-from goatherd.admission.requests import decode_session_request
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import INSTANCE_HEADER, SENDER_HEADER
 from goatherd.data_directory import SEEN_NAME
 from goatherd.errors import (
     ConfigurationError,
-    DecodeError,
     GoatherdError,
     MissingExtraError,
     SignerError,
@@ -443,11 +441,12 @@ class Server:
                 return await self._answer_sync(database, signature, headers.get(_SENDER_HEADER), body)
             if path == "/auth/session":
                 async with body.read() as content:
-                    with suppress(DecodeError):
+                    self.limiter.take_session(body.address)
+                    response = await database.answer_session(content)
+                    if response.status == 400:
                         # Only what creates a session is charged to its address, which honest users may share.
-                        decode_session_request(content)
-                        self.limiter.take_session(body.address)
-                    return await database.answer_session(content)
+                        self.limiter.give_back_session(body.address)
+                    return response
             answers: dict[str, Callable[[bytes, str | None], Awaitable[Response]]] = {
                 "/goatherd/v1/refresh": database.answer_refresh,
                 "/goatherd/v1/held": database.frozen_commits.answer_held,

@@ -172,6 +172,10 @@ class CallerLimiter:
         """
         self.take_token(self._sessions, address, "new sessions")
 
+    def give_back_session(self, address: str) -> None:
+        """Undo `take_session`, because the request was malformed and created no session."""
+        self._sessions.give_back(address, self._clock.monotonic(), 1)
+
     async def pause_request(self, session_id: str) -> None:
         """Delay a request if its session has sent too many requests.
 
