@@ -106,7 +106,7 @@ def test_importing_the_package_imports_nothing_else_of_it() -> None:
 @pytest.mark.slow
 def test_without_extras_everything_but_serving_works(tmp_path: Path) -> None:
     script = COMMANDS + (
-        "assert run(['status', *here]) == 0\n"
+        "assert run(['status', *here]) == 11\n"  # no server is listed, so whether the cluster is well is unknown
         "assert run(['doctor', *here]) == 0\n"
         "assert run(['rotate', '--unsafe-without-nodes', *here]) == 0\n"
         "assert run(['export', sys.argv[1] + '/settings.json', *here]) == 0\n"
