@@ -352,7 +352,14 @@ async def _check_server(client: NodeClient, document: IdentityDocument | None, s
     try:
         checks = [await _check_key_exposure(client)]
     except NodeRefusedError as error:
-        checks = [Check("node", FAILED, str(error), error.hint)]
+        if document is not None and document.current.session.is_expired(SystemClock().now_ms()):
+            text = (
+                f"{client.base_url} creates no session with which to check, because root {document.current.id} has"
+                " expired"
+            )
+            checks = [Check(KEY_EXPOSURE, SKIPPED, text, EXPIRED_HINT)]
+        else:
+            checks = [Check("node", FAILED, str(error), error.hint)]
     except NodeError as error:
         return [Check("node", FAILED, str(error), "Check that the server is running, and that its address is right.")]
     checks.append(await _check_clock(client))

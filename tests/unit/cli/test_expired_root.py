@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from goatherd.identity.transitions import create_document
 from goatherd.node.expiry_warning import ExpiryWatch
 from goatherd.providers.file import FileSecretProvider
 
-from .conftest import Goatherd
+from .conftest import Goatherd, Serving
 
 ROOT = "k3n7q2w8e4r6t9y5u1i0o2pa"
 COMMAND = "goatherd rotate --replace-expired"
@@ -47,6 +48,19 @@ def test_each_command_that_meets_an_expired_root_names_the_command_that_replaces
 ) -> None:
     done = goatherd(*words, "--provider", f"file://{tmp_path}/keys/root")
     assert COMMAND in done.out + done.err
+
+
+@pytest.mark.slow
+def test_doctor_names_the_cause_and_the_command_for_each_server(
+    goatherd: Goatherd, document: IdentityDocument, serve: Callable[..., Serving], tmp_path: Path
+) -> None:
+    store = f"file://{tmp_path}/keys/root"
+    url = serve("--provider", store, "--data", f"{tmp_path}/data").url
+    checks = goatherd("doctor", "--provider", store, "--node", url, "--json").json["checks"]
+    about = [one for one in checks if url in one["text"] and one["check"] in ("key exposure", "node")]
+    assert {one["check"]: one["level"] for one in about} == {"key exposure": "skip", "node": "fail"}
+    assert all(f"root {ROOT}" in one["text"] and "expired" in one["text"] for one in about)
+    assert all(COMMAND in one["hint"] for one in about)
 
 
 def test_the_log_of_a_server_names_it_too(document: IdentityDocument, caplog: pytest.LogCaptureFixture) -> None:
