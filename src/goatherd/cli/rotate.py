@@ -250,7 +250,9 @@ def rotate(
         lower_priority(app)
     if anchor is not None and anchor not in app.options.signers:
         app.out.write_note(note_of_signer(anchor))
-    return run_interruptible(app, run_rotation(app, work[what], metrics_file), note="")
+    # SIGTERM or Ctrl-C may come before the store is read.
+    running = run_rotation(app, work[what], metrics_file, is_in_progress=what in ("resume", "cancel", "rollback"))
+    return run_interruptible(app, running, note="")
 
 
 async def _show_plan(app: App, to_phase: Phase | None, change: Mapping[str, Any]) -> int:
@@ -299,13 +301,21 @@ _HOW_TO_RESUME: Final = (
 )
 
 
-async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics_file: Path | None) -> int:
+async def run_rotation(
+    app: App,
+    work: Callable[..., Awaitable[Report]],
+    metrics_file: Path | None,
+    *,
+    is_in_progress: bool = False,
+) -> int:
     """Run a rotation or a restore, show its progress, and print its report; if it is interrupted, print how to resume.
 
     Args:
         app: The context of the command.
         work: The operation; it is called with the store, the servers and the policy.
         metrics_file: File to write metrics to; None for no metrics.
+        is_in_progress: Whether the command is for a rotation in progress; otherwise, the operation finds out whether
+            there is one.
     """
     options = app.options
     # No log lines: `RotationProgress` shows the same events.
@@ -314,7 +324,7 @@ async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics
     try:
         return await _run_shown(app, work, metrics_file, progress)
     except asyncio.CancelledError:
-        if progress.has_begun:
+        if is_in_progress or progress.has_begun:
             app.out.write_note(f"note: {_HOW_TO_RESUME}")
         raise
 
