@@ -237,7 +237,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "retireNext": Field("string or null", "Timestamp at which the next version is due to be destroyed."),
     },
     "region": {
-        "region": Field("string", "Region of the store."),
+        "region": Field("string", "Region of the store; `-` for a single store."),
         "provider": Field("string", "URI scheme of the store."),
         "role": Field("string", "`primary` or `follower`."),
         "replication": Field("string or null", "Who copies the secret to this follower: `platform` or `goatherd`."),

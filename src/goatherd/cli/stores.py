@@ -42,8 +42,9 @@ def stores(app: App, action: str, region: str | None, force_generation: bool) ->
 
     The section [stores] of goatherd.toml names the stores (how-to page: More than one region).
 
-    `status`, the default, shows each region's store: whether it answers, its generation and labels, and since when it
-    lags. `sync` updates every follower to what the primary store holds; it never overwrites a later identity.
+    `status`, the default, shows each region's store, or the single store: whether it answers, its generation and
+    labels, and since when it lags. `sync` updates every follower to what the primary store holds; it never overwrites a
+    later identity.
 
     `promote REGION` makes a follower the primary store. The follower must hold the highest generation that any store or
     listed server has shown. The command writes a new version to this store, and prints the [stores] section for

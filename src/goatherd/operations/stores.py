@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Final
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.discovery import NodeDirectory
@@ -49,6 +50,8 @@ from goatherd.stores.members import describe_promotion, find_secret_id
 from goatherd.stores.promotion import Objection, find_objections
 
 TIMEOUT = timedelta(seconds=10)
+ONLY: Final = "-"
+"""The region of a single store."""
 _MOST_READ = 32
 """How many versions are read at most to find the first change that a store lacks."""
 
@@ -119,12 +122,12 @@ async def read_regions(store: Store) -> tuple[RegionState, ...]:
     """Read the store of every region, and compare each with the one that holds the latest identity. Changes nothing.
 
     Args:
-        store: The open stores.
-
-    Raises:
-        ConfigurationError: There is only one store, without regions.
+        store: The open stores, or a single store, whose region is `ONLY`.
     """
-    stores = writer_of(store)
+    if isinstance(store.provider, ReplicatedStore | RegionalReader):
+        stores = writer_of(store)
+    else:
+        stores = ReplicatedStore([StoreMember(region=ONLY, provider=store.provider, template=store.secret_id)])
     views: dict[str, FollowerView] = {}
     with suppress(ProviderError, IdentityError):  # the primary store cannot be read, as its own row shows
         views = {view.region: view for view in await stores.observe(store.secret_id)}

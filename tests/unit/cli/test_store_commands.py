@@ -104,6 +104,17 @@ def test_show_takes_a_label_or_a_version(goatherd: Goatherd, store: str) -> None
     assert goatherd("show", "--provider", store, "--at", "nosuch").code == EXIT_CODES["provider"]
 
 
+def test_stores_shows_a_single_store_too(goatherd: Goatherd, store: str) -> None:
+    missing = goatherd("stores", "status", "--provider", store, "--json")
+    assert (missing.code, missing.json["stores"][0]["reachable"]) == (11, False)
+    assert "store: " in goatherd("stores", "--provider", store).out
+    goatherd("init", "--provider", store)
+    shown = goatherd("stores", "status", "--provider", store, "--json")
+    (one,) = shown.json["stores"]
+    assert (shown.code, one["region"], one["role"], one["generation"], one["inStep"]) == (0, "-", "primary", 1, True)
+    assert goatherd("stores", "sync", "--provider", store).code == EXIT_CODES["configuration"]
+
+
 def test_export_writes_what_goatdb_reads_for_its_owner_only(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
     made = goatherd("init", "--provider", store, "--json").json
     file = tmp_path / "settings.json"

@@ -8,7 +8,7 @@ from typing import Any
 from goatherd.cli.output import Output
 from goatherd.config.values import StoreEntry
 from goatherd.identity.transitions import NO_WAY_BACK_HINT
-from goatherd.operations.stores import PromotionReport, RegionState, SyncReport
+from goatherd.operations.stores import ONLY, PromotionReport, RegionState, SyncReport
 from goatherd.providers.values import format_label
 from goatherd.times import iso
 
@@ -54,7 +54,7 @@ def regions_lines(found: Sequence[RegionState], out: Output) -> list[str]:
     lines = out.table(heads, rows)
     for one in found:
         if one.problem is not None:
-            lines.append(f"region {one.region}: {one.problem}")
+            lines.append(f"{'store' if one.region == ONLY else f'region {one.region}'}: {one.problem}")
             lines += [f"    {one.hint}"] if one.hint else []
     return lines
 
