@@ -14,7 +14,7 @@ from goatherd.cli.main import (
 )
 from goatherd.config.build import build_policy, lifetime_flags, open_store
 from goatherd.identity.redaction import redact_document
-from goatherd.times import format_duration, iso
+from goatherd.times import format_duration, format_utc
 
 
 @command(example="goatherd init --provider file:///srv/keys/root")
@@ -64,7 +64,7 @@ async def init(app: App, anchor: str | None, create_key: bool, direct: bool) -> 
         )
     data = {"store": store.name, "storeVersion": version.id, "created": True, **redact_document(document)}
     kind = "root" if document.anchor is None or direct else "working root"
-    expires = iso(document.current.session.expiration_ms)
+    expires = format_utc(document.current.session.expiration_ms)
     lines = [
         f"created {kind} {document.current.id} in {store.name} (version {version.id})",
         f"valid until {expires}" if direct else f"valid for {format_duration(new.lifetime)}, until {expires}",

@@ -18,7 +18,7 @@ from goatherd.config.options import Options
 from goatherd.errors import GoatherdError
 from goatherd.operations.identity_store import Store
 from goatherd.operations.status import ClusterStatus, decide_next_rotation, read_reports, read_status
-from goatherd.times import iso
+from goatherd.times import format_utc, iso
 from goatherd.web.view import State, View, make_view
 
 if TYPE_CHECKING:
@@ -154,5 +154,5 @@ async def lease(app: App, make: bool) -> None:
         record, is_new = await read_lease(provider, name, make=make)
     until = None if record.holder is None else iso(record.until_ms)
     data = {"lease": name, "made": is_new, "holder": record.holder, "until": until}
-    state = "free" if record.holder is None else f"held by {record.holder} until {until}"
+    state = "free" if record.holder is None else f"held by {record.holder} until {format_utc(record.until_ms)}"
     app.out.result(data, [f"{name} {'was created, and ' if is_new else ''}is {state}"])

@@ -50,7 +50,7 @@ from goatherd.rotation.policy import Policy
 from goatherd.settings.base import Origin
 from goatherd.stores import RegionalReader, ReplicatedStore, Standing
 from goatherd.telemetry import describe_count
-from goatherd.times import format_duration, iso, milliseconds
+from goatherd.times import format_duration, format_utc, milliseconds
 from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.paths import SESSIONS_PATH
 
@@ -197,7 +197,7 @@ async def _check_regions(store: Store) -> list[Check]:
 def _describe_history(one: RegionState) -> Check:
     assert one.document is not None
     events = "; ".join(
-        f"{iso(entry.at)} {entry.event}" + (f" {entry.from_id} -> {entry.to_id}" if entry.to_id else "")
+        f"{format_utc(entry.at)} {entry.event}" + (f" {entry.from_id} -> {entry.to_id}" if entry.to_id else "")
         for entry in one.document.history[-SHOWN:]
     )
     text = f"history of region {one.region}: generation {one.generation}, root {one.document.current.id} signs"
@@ -247,9 +247,8 @@ def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check
     if record is not None:
         since = timedelta(milliseconds=max(0, now_ms - record.phase_at))
         overdue = since > scope.policy.adoption
-        text = (
-            f"{record.phase.value} for {format_duration(since)}, begun {iso(record.started_at)} by {record.started_by}"
-        )
+        begun = f"begun {format_utc(record.started_at)} by {record.started_by}"
+        text = f"{record.phase.value} for {format_duration(since)}, {begun}"
         hint = (
             "No process seems to drive the rotation: run `goatherd rotate --resume`, or --rollback." if overdue else ""
         )
@@ -396,9 +395,8 @@ async def _check_key_exposure(client: NodeClient) -> Check:
     agent = None if answer is None else answer.agent
     if agent is not None and agent.checked_ms is not None:
         # The agent checks its server after each start, behind the door. Another check would leave another session.
-        text = (
-            f"{url} does not expose its private key: its agent has checked after the start, at {iso(agent.checked_ms)}"
-        )
+        checked = format_utc(agent.checked_ms)
+        text = f"{url} does not expose its private key: its agent has checked after the start, at {checked}"
         return Check(KEY_EXPOSURE, OK, text)
     if agent is not None and agent.activity is not None:
         text = f"{url} {agent.activity}; the agent makes this check afterwards"

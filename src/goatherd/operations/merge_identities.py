@@ -18,7 +18,7 @@ from goatherd.identity.root_signatures import endorse_root
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.operations.migration_files import SHOWN, MigrationSource
 from goatherd.telemetry import describe_count
-from goatherd.times import iso
+from goatherd.times import format_utc
 
 
 def merge_server_identities(
@@ -147,7 +147,7 @@ def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], ide
     for root_id, root in given_up.items():
         paths = ", ".join(str(path) for path, document in found if document.current.id == root_id)
         lines.append(
-            f"{org}: root {root_id} ({paths}) stays trusted until {iso(root.expiration_ms)}, and what it has"
+            f"{org}: root {root_id} ({paths}) stays trusted until {format_utc(root.expiration_ms)}, and what it has"
             " signed stays valid permanently. Its clients keep their sessions and data; they learn the other root from"
             " /sys/sessions, and the clients of the other root learn this one"
         )

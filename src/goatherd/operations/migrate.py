@@ -85,7 +85,7 @@ from goatherd.operations.opening import (
 from goatherd.providers.values import CURRENT, ORG_FIELD, SecretBytes
 from goatherd.rotation.policy import Policy
 from goatherd.telemetry import describe_count
-from goatherd.times import iso
+from goatherd.times import format_utc
 from goatherd.wire.commit import Commit
 
 
@@ -418,8 +418,8 @@ async def _confirm_migrated(target: MigrationTarget, sources: Sequence[Migration
         kept = None if held is None else held.find_root(note.root.id)
         if document is None or kept is None or kept.public_key != note.root.public_key:
             raise ConfigurationError(
-                f"{source.settings} was removed by a migration at {note.removed_at}, but {name} does not hold its root"
-                f" {note.root.id}, or a later root that has introduced it",
+                f"{source.settings} was removed by a migration at {format_utc(note.removed_ms)}, but {name} does not"
+                f" hold its root {note.root.id}, or a later root that has introduced it",
                 hint=f"The file {REMAINS} beside it states that {note.store} held the identity. Give that store, and"
                 " --node URL of a running server.",
             )
@@ -436,7 +436,7 @@ async def _confirm_migrated(target: MigrationTarget, sources: Sequence[Migration
                 written=(),
                 missing=(),
                 notes=(
-                    f"{source.settings} was removed at {note.removed_at}",
+                    f"{source.settings} was removed at {format_utc(note.removed_ms)}",
                     *describe_key_copies(source.settings),
                 ),
                 dry_run=dry_run,
@@ -677,15 +677,15 @@ def _check_covered(stored: IdentityDocument, roots: Iterable[OwnedSession], sett
                 " store and remove the file by hand."
             )
         raise SettingsError(
-            f"{settings} has extended root {root.id} until {iso(root.session.expiration_ms)}, but in {name} this root"
-            f" has expired at {iso(kept.expiration_ms)}, and {why}. What the root has signed since then would become"
-            " invalid. Nothing was removed",
+            f"{settings} has extended root {root.id} until {format_utc(root.session.expiration_ms)}, but in {name} this"
+            f" root has expired at {format_utc(kept.expiration_ms)}, and {why}. What the root has signed since then"
+            " would become invalid. Nothing was removed",
             hint=hint,
         )
 
 
 def _describe_extension(present: IdentityDocument, extended: IdentityDocument, *, dry_run: bool) -> str:
-    before, after = (iso(one.current.session.expiration_ms) for one in (present, extended))
+    before, after = (format_utc(one.current.session.expiration_ms) for one in (present, extended))
     would = "would become" if dry_run else "is now"
     return (
         f"a GoatDB server has extended root {extended.current.id}: its expiration in the store {would} {after} instead"

@@ -26,7 +26,7 @@ from goatherd.identity.session import Session
 from goatherd.identity.session_commits import verify_commit_by
 from goatherd.identity.settings_json import SETTINGS_NAME, check_exportable, from_settings, publishes_private_key
 from goatherd.telemetry import describe_count
-from goatherd.times import iso
+from goatherd.times import iso, read_iso
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import DEFAULT_ORG
@@ -157,13 +157,13 @@ class MigrationNote:
 
     Attributes:
         store: The name of the store.
-        removed_at: When the file was removed, as an ISO timestamp.
+        removed_ms: When the file was removed, in milliseconds since 1970.
         root: The current root of the file.
         roots: All of its roots.
     """
 
     store: str
-    removed_at: str
+    removed_ms: int
     root: Session
     roots: tuple[Session, ...]
 
@@ -190,7 +190,8 @@ def read_note(source: MigrationSource) -> MigrationNote:
         found = orjson.loads(note.read_bytes())
         root = Session.from_json(found["current"])
         roots = tuple(Session.from_json(one) for one in found.get("roots", ()))
-        return MigrationNote(store=str(found["store"]), removed_at=str(found["removedAt"]), root=root, roots=roots)
+        removed_ms = read_iso(found["removedAt"])
+        return MigrationNote(store=str(found["store"]), removed_ms=removed_ms, root=root, roots=roots)
     except FileNotFoundError:
         raise missing_settings_error(source) from None
     except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:

@@ -29,7 +29,7 @@ from goatherd.remote_keys import RootSigners, call_signing
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import Ask, read_earlier
 from goatherd.rotation.store_history import check_distrusted, check_store_history
-from goatherd.times import iso
+from goatherd.times import format_utc
 
 
 class SignatureState(StrEnum):
@@ -316,11 +316,12 @@ def describe_changes(before: IdentityDocument, after: IdentityDocument) -> Itera
     for root in after.roots:
         known = roots.pop(root.id, None)
         if known is None:
-            yield f"root {root.id} was added; it expires at {iso(root.expiration_ms)}"
+            yield f"root {root.id} was added; it expires at {format_utc(root.expiration_ms)}"
         elif known.public_key != root.public_key:
             yield f"root {root.id} has another key"
         elif known.expiration_ms != root.expiration_ms:
-            yield f"root {root.id} expired at {iso(known.expiration_ms)}, and expires at {iso(root.expiration_ms)} now"
+            before_ms, now_ms = known.expiration_ms, root.expiration_ms
+            yield f"root {root.id} expired at {format_utc(before_ms)}, and expires at {format_utc(now_ms)} now"
     for session_id in roots:
         yield f"root {session_id} was removed"
     for session_id in sorted(after.revoked_ids - before.revoked_ids):

@@ -21,7 +21,7 @@ class PhaseEntered:
     Attributes:
         at_ms: When the run saw the phase in the store, in milliseconds since 1970.
         since_ms: When the document entered the phase, in milliseconds since 1970.
-        started_by, started_at: Who started the rotation in progress, and when; empty if there is no rotation.
+        started_by, started_ms: Who started the rotation in progress, and when; empty and 0 if there is no rotation.
         is_own: Whether this run has begun the rotation, rather than resumed, cancelled or rolled back one that another
             run has begun.
     """
@@ -34,7 +34,7 @@ class PhaseEntered:
     at_ms: int
     since_ms: int = 0
     started_by: str = ""
-    started_at: str = ""
+    started_ms: int = 0
     is_own: bool = True
 
     def fields(self) -> dict[str, object]:

@@ -55,7 +55,7 @@ from goatherd.rotation.obstacles import (
     wrong_clock_error,
 )
 from goatherd.rotation.policy import Policy, Quorum, rotation_due_ms
-from goatherd.times import iso, milliseconds
+from goatherd.times import format_utc, milliseconds
 
 __all__ = [
     "FlowProbe",
@@ -322,7 +322,7 @@ class Busy:
 
     rotation_id: str | None
     started_by: str
-    started_at: str
+    started_ms: int
     phase: Phase
     phase_since_ms: int = 0
 
@@ -491,7 +491,7 @@ def _choose_action(observation: Observation, policy: Policy, intent: Intent, now
         return Busy(
             rotation_id=store.rotation_id,
             started_by=store.started_by,
-            started_at=store.started_at,
+            started_ms=store.started_ms,
             phase=store.phase,
             phase_since_ms=store.phase_since_ms,
         )
@@ -822,7 +822,7 @@ def _decide_steady(observation: Observation, policy: Policy, intent: Intent, now
     if intent.goal in (Goal.ROTATE, Goal.RESTORE):
         is_restore = intent.goal is Goal.RESTORE
         if store.current_id != intent.from_id:
-            return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
+            return Busy(rotation_id=None, started_by="", started_ms=0, phase=Phase.STEADY)
         found = find_obstacles_to_begin(observation, policy, now_ms, is_restore=is_restore)
         # For stores of other regions that are only behind, a run waits.
         found = tuple(one for one in found if one.kind is not ObstacleKind.FOLLOWER_BEHIND)
@@ -1049,10 +1049,11 @@ def refusal_error(action: Busy | Illegal | Refuse) -> GoatherdError:
             "another process has just rotated this identity", hint="Run `goatherd status` before you rotate again."
         )
     who = action.started_by or "an unnamed operator"
-    since = f" since {iso(action.phase_since_ms)}" if action.phase_since_ms else ""
+    since = f" since {format_utc(action.phase_since_ms)}" if action.phase_since_ms else ""
     end = "--cancel" if action.phase in (Phase.PREPARED, Phase.PUBLISHED) else "--rollback"
     return RotationBusyError(
-        f"rotation {action.rotation_id} by {who}, begun at {action.started_at}, is in phase {action.phase}{since}",
+        f"rotation {action.rotation_id} by {who}, begun at {format_utc(action.started_ms)}, is in phase"
+        f" {action.phase}{since}",
         hint="If a process still drives it, wait until it has ended. If none does, because the process has died or was"
         f" to stop at this phase (--to): `goatherd rotate --resume` finishes the rotation, and {end} ends it.",
     )

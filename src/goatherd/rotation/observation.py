@@ -15,7 +15,6 @@ from goatherd.identity.lineage import Lineage
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES, can_go_back, is_full, roots_to_prune
 from goatherd.rotation.policy import Policy, rotation_due_ms
-from goatherd.times import iso
 
 if TYPE_CHECKING:
     from goatherd.key_inventory import Holding
@@ -33,7 +32,7 @@ class StoreView:
         phase_since_ms: When the identity document entered its phase; at the latest the time at which this run first
             read the document.
         current_expires_ms: Expiration of the current root.
-        rotation_id, from_id, to_id, started_by, started_at: Members of the rotation in progress; None if there is none.
+        rotation_id, from_id, to_id, started_by, started_ms: Members of the rotation in progress; None if there is none.
         rollback_version: The version that holds the private key of the root being replaced, for a roll-back; None if
             there is no rotation.
         can_go_back: Whether servers would follow a roll-back (`goatherd.identity.transitions.can_go_back`).
@@ -64,7 +63,7 @@ class StoreView:
     from_id: str | None = None
     to_id: str | None = None
     started_by: str = ""
-    started_at: str = ""
+    started_ms: int = 0
     rollback_version: str | None = None
     can_go_back: bool = True
     next_due_ms: int | None = None
@@ -188,7 +187,7 @@ def make_store_view(
         from_id=record.from_id,
         to_id=record.to_id,
         started_by=record.started_by,
-        started_at=iso(record.started_at),
+        started_ms=record.started_at,
         rollback_version=record.stable_version,
         can_go_back=can_go_back(document),
         next_due_ms=next_due_ms,

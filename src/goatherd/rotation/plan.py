@@ -110,7 +110,7 @@ class Plan:
 
     Attributes:
         resumes: The rotation that would be resumed, or None for a new one.
-        started_by, started_at: Who started that rotation, and when.
+        started_by, started_ms: Who started that rotation, and when.
         obstacles: Why a new rotation would be refused now, human-readable; empty if it would start. For a rotation in
             progress: what prevents it from continuing.
         remarks: Problems that the operator should know, but that do not stop the rotation.
@@ -124,7 +124,7 @@ class Plan:
     current_id: str
     resumes: str | None
     started_by: str = ""
-    started_at: str = ""
+    started_ms: int = 0
     steps: tuple[PlannedStep, ...]
     nodes: tuple[str, ...]
     obstacles: tuple[str, ...]
@@ -159,7 +159,7 @@ def make_plan(
         current_id=store.current_id,
         resumes=store.rotation_id,
         started_by=store.started_by,
-        started_at=store.started_at,
+        started_ms=store.started_ms,
         steps=tuple(steps),
         nodes=tuple(node.url for node in observation.nodes),
         obstacles=tuple(_describe_obstacles(observation, policy, now_ms)),

@@ -24,7 +24,7 @@ from goatherd.key_inventory import Holding, ReadVersions, find_holdings, read_pr
 from goatherd.providers.base import StoreReader
 from goatherd.rotation.cross_signing import find_introduction_ids
 from goatherd.rotation.policy import Policy, compute_lifetime_floor
-from goatherd.times import iso
+from goatherd.times import format_utc
 
 START_MARGIN: Final = timedelta(hours=1)
 """An unmodified server that starts within this time after the restore must still find more than 15 days."""
@@ -55,7 +55,7 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
         )
     revocation = next((one for one in document.revoked if one.id == chosen), None)
     if revocation is not None:
-        raise NotRestorableError(f"root {chosen} was revoked at {iso(revocation.at)}: {revocation.reason}")
+        raise NotRestorableError(f"root {chosen} was revoked at {format_utc(revocation.at)}: {revocation.reason}")
     if chosen in document.anchor_ids:
         raise NotRestorableError(f"{chosen} is an anchor, whose key is not in the store", hint=_NEW_ROOT)
     root = document.find_root(chosen)
@@ -66,11 +66,11 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
             hint=f"{_NEW_ROOT} A root from before the anchor can sign again after `goatherd rotate --remove-anchor`.",
         )
     if root is not None and root.is_expired(now_ms):
-        raise NotRestorableError(f"root {chosen} has expired at {iso(root.expiration_ms)}", hint=_NEW_ROOT)
+        raise NotRestorableError(f"root {chosen} has expired at {format_utc(root.expiration_ms)}", hint=_NEW_ROOT)
     destroyed = [one.at for one in document.history if one.event == "retired" and one.from_id == chosen]
     if destroyed:
         raise NotRestorableError(
-            f"the private key of root {chosen} was destroyed; `retire` recorded it at {iso(destroyed[-1])}",
+            f"the private key of root {chosen} was destroyed; `retire` recorded it at {format_utc(destroyed[-1])}",
             hint=f"A key is kept for the grace period after a rotation and cannot be recovered later. {_NEW_ROOT}",
         )
     return chosen
@@ -99,12 +99,12 @@ def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodifi
     """
     root_id = root.id
     if root.is_expired(now_ms):
-        raise NotRestorableError(f"root {root_id} has expired at {iso(root.expiration_ms)}", hint=_NEW_ROOT)
+        raise NotRestorableError(f"root {root_id} has expired at {format_utc(root.expiration_ms)}", hint=_NEW_ROOT)
     left = timedelta(milliseconds=root.expiration_ms - now_ms)
     shortest = compute_lifetime_floor(replace(policy, bare=frozenset())).shortest
     if left <= shortest:
         raise NotRestorableError(
-            f"root {root_id} expires at {iso(root.expiration_ms)}: the time left is too little to restore it "
+            f"root {root_id} expires at {format_utc(root.expiration_ms)}: the time left is too little to restore it "
             f"and then replace it; more than {shortest} is needed",
             hint=_NEW_ROOT,
         )
@@ -112,7 +112,7 @@ def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodifi
         # SECURITY: with 15 days or less left, such a server extends its root at its start and then exposes its
         # private key (docs/explanation/agent.md; tests/unit/rotation/test_restore.py).
         raise NotRestorableError(
-            f"root {root_id} expires at {iso(root.expiration_ms)}: {SHORT_LIFE.days} days or less are left, and "
+            f"root {root_id} expires at {format_utc(root.expiration_ms)}: {SHORT_LIFE.days} days or less are left, and "
             f"{', '.join(unmodified)} runs unmodified GoatDB, which would expose its private key",
             hint=_NEW_ROOT,
         )
@@ -165,7 +165,7 @@ async def find_left_root(
     if document.current.session.is_expired(now_ms):
         raise NotRestorableError(
             f"the identity document no longer lists root {root_id}, and the current root, which would have to "
-            f"introduce it again, has expired at {iso(document.current.session.expiration_ms)}",
+            f"introduce it again, has expired at {format_utc(document.current.session.expiration_ms)}",
             hint=f"Listed roots that can be restored: {restorable}. {EXPIRED_HINT}",
         )
     ids = find_introduction_ids(rotations, roots, listed)
@@ -229,7 +229,7 @@ def _find_previous(document: IdentityDocument) -> str:
     if last is not None and last.event == ROLLED_BACK:
         reason = f" ({last.reason})" if last.reason else ""
         raise NotRestorableError(
-            f"root {last.to_id} was rolled back at {iso(last.at)}{reason}, so it is not restored by default",
+            f"root {last.to_id} was rolled back at {format_utc(last.at)}{reason}, so it is not restored by default",
             hint=f"Name the root: `goatherd restore {last.to_id}`, or an earlier one that `goatherd status` lists.",
         )
     return document.rotated_from

@@ -1221,7 +1221,7 @@ class Rotator:
                 at_ms=self._clock.now_ms(),
                 since_ms=store.phase_since_ms,
                 started_by=store.started_by,
-                started_at=store.started_at,
+                started_ms=store.started_ms,
                 is_own=intent.goal in (Goal.ROTATE, Goal.RESTORE),
             )
             self._emit_event(entered)

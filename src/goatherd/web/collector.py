@@ -31,7 +31,7 @@ from goatherd.schedule.due import Schedule
 from goatherd.schedule.seen_identity import SeenIdentity
 from goatherd.stores import DocumentMark, RegionalReader
 from goatherd.stores.members import StoreGroup
-from goatherd.times import iso, milliseconds, read_iso
+from goatherd.times import format_utc, milliseconds
 from goatherd.web.view import CallsView, RecordRow, Remark, TrailView, View, clean_text, make_view
 
 RECORDS: Final = 50
@@ -57,7 +57,7 @@ def read_trail_view(file: Path, anchors: Anchors, now_ms: int) -> TrailView:
         return _trail_view(file, "unreadable", str(error), (), now_ms)
     except AuditBrokenError as error:
         return _trail_view(file, "broken", str(error), (), now_ms)
-    text = f"{checked.head.seq} records from {iso(checked.first_ms)} to {iso(checked.last_ms)}"
+    text = f"{checked.head.seq} records from {format_utc(checked.first_ms)} to {format_utc(checked.last_ms)}"
     if checked.by_revoked:
         text += f"; the last {checked.by_revoked} are signed by a root that was revoked"
     if checked.after_revocation:
@@ -71,7 +71,8 @@ def _trail_view(file: Path, verdict: str, text: str, records: Collection[Record]
         rotation, by = one.data.get("rotationId"), one.data.get("startedBy")
         if one.event == "phase-entered" and isinstance(rotation, str) and isinstance(by, str) and by:
             # A trail that was begun later records the start too, if not as an event.
-            starts.setdefault(rotation, (_read_time(one.data.get("startedAt")), by))
+            started_ms = one.data.get("startedMs")
+            starts.setdefault(rotation, (started_ms if isinstance(started_ms, int) else None, by))
         elif one.event == "revocation-stepped" and one.data.get("step") == RevocationStep.REVOKED.value:
             starts.setdefault(str(one.data.get("revokedId")), (None, one.actor))
     newest = list(records)[-RECORDS:]
@@ -88,14 +89,6 @@ def _trail_view(file: Path, verdict: str, text: str, records: Collection[Record]
     return TrailView(
         file=str(file), verdict=verdict, text=_shorten(text), checked_ms=now_ms, records=tuple(rows), starts=starts
     )
-
-
-def _read_time(text: object) -> int | None:
-    """Parse an ISO timestamp into milliseconds since 1970; return None if the value is not one."""
-    try:
-        return read_iso(text) if isinstance(text, str) else None
-    except ValueError:
-        return None
 
 
 def _describe_data(record: Record) -> str:

@@ -56,7 +56,8 @@ def goatherd(
 ) -> Callable[..., Result]:
     """Return a function that runs a command line in an empty directory, without options from outside.
 
-    Every JSON document that a command prints is checked against the fields that are documented.
+    Every JSON document that a command prints is checked against the fields that are documented, and every text for
+    times that are not human-readable.
     """
     monkeypatch.chdir(tmp_path)
     for name in ("GOATHERD_PROVIDER", "GOATHERD_CONFIG", "GOATHERD_NODES", "GOATHERD_ORG"):
@@ -68,6 +69,8 @@ def goatherd(
         captured = capsys.readouterr()
         if "--json" in arguments and captured.out.startswith("{"):
             json_documents.check(arguments, json.loads(captured.out))
+        elif "--json" not in arguments:
+            assert not re.search(r"T\d\d:\d\d:\d\d\.\d+Z", captured.out + captured.err), "a time for programs"
         return Result(code, captured.out, captured.err)
 
     return call

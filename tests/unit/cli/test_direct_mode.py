@@ -23,6 +23,7 @@ from goatherd.plugins import open_provider
 from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.signers import SignerKey, verified
 from goatherd.signers.local import LocalSigner
+from goatherd.times import format_utc, read_iso
 from tests.deadlines import ANSWER, HANG
 from tests.fakes.anchors import make_own_identity
 
@@ -151,6 +152,7 @@ def test_a_rotation_says_whether_and_until_when_the_previous_root_can_be_restore
     # The root is renewed when it has 10 days left, and its key is kept for 30 days.
     assert goatherd("rotate", "--lifetime", "10d", *alone).code == 0
     expires = goatherd("show", "--provider", store, "--json").json["current"]["expiration"]
+    expires = format_utc(read_iso(expires))
     told = f"until shortly before it expires at {expires}, `goatherd restore` can make it sign again"
     assert told in goatherd("rotate", *alone).out
     assert goatherd("restore", *alone).code == 0

@@ -81,7 +81,9 @@ def test_a_server_that_is_not_there_leaves_it_unfinished(goatherd: Goatherd, sto
     assert "NOT FINISHED" in done.out
     assert "NOT CLOSED, a listed server has not reported its commits" in done.out
     assert "http://127.0.0.1:9" in done.out
-    assert re.search(r"^waiting until \S+ for http://127.0.0.1:9: rejects the revoked root$", done.err, re.MULTILINE)
+    assert re.search(
+        r"^waiting until \S+ \S+ UTC for http://127.0.0.1:9: rejects the revoked root$", done.err, re.MULTILINE
+    )
 
 
 def test_where_no_server_is_listed_none_is_blamed(goatherd: Goatherd, store: str) -> None:

@@ -17,6 +17,7 @@ from goatherd.config.build import build_policy
 from goatherd.config.options import Options
 from goatherd.rotation.machine import Policy, Quorum
 from goatherd.rotation.rotator import Rotator
+from goatherd.times import format_utc, read_iso
 from tests.fakes.health_page import serve_health
 
 from .conftest import Goatherd
@@ -89,7 +90,8 @@ def test_who_begins_another_is_told_whose_rotation_it_is_since_when_and_in_which
     goatherd("rotate", "--to", "published", ALONE)
     record = goatherd("show", "--json").json["rotation"]
     refused = goatherd("rotate", ALONE).err
-    for told in (record["id"], record["startedBy"], record["startedAt"], f"published since {record['phaseAt']}"):
+    started, since = (format_utc(read_iso(record[name])) for name in ("startedAt", "phaseAt"))
+    for told in (record["id"], record["startedBy"], f"begun at {started}", f"published since {since}"):
         assert told in refused
     assert "goatherd rotate --resume" in refused
 
@@ -178,7 +180,7 @@ def test_the_operator_is_told_when_the_old_key_is_due_and_status_proves_where_it
 ) -> None:
     done = goatherd("rotate", ALONE)
     said = f"the private key of {first} stays in the store for 30d: `goatherd retire` destroys it from "
-    due = done.out.partition(said)[2].partition(" ")[0]
+    due = done.out.partition(said)[2].partition(" on\n")[0]
     assert due
     keys = goatherd("status", "--json").json["privateKeys"]
     assert keys["complete"] is True
@@ -202,7 +204,7 @@ def test_when_the_grace_period_is_over_status_says_so_and_after_retire_that_the_
     assert goatherd("retire", "--yes").code == 0
     keys = goatherd("status", "--json").json["privateKeys"]
     (old,) = [root for root in keys["roots"] if root["id"] == first]
-    assert old == {"id": first, "versions": [], "recordedDestroyed": True}
+    assert old == {"id": first, "versions": [], "recordedDestroyed": True, "inSigner": False}
     assert (
         f"the private key of {first} is in no version of this secret, and the identity records"
         in goatherd("status", "--versions").out
@@ -229,7 +231,7 @@ def test_the_next_retire_records_that_a_key_is_stored_nowhere(
     assert goatherd("retire", "--yes").code == 0
     keys = goatherd("status", "--json").json["privateKeys"]
     assert keys["recordDue"] == []
-    assert {"id": first, "versions": [], "recordedDestroyed": True} in keys["roots"]
+    assert {"id": first, "versions": [], "recordedDestroyed": True, "inSigner": False} in keys["roots"]
 
 
 def test_what_cannot_be_looked_into_is_not_said_to_be_without_keys(

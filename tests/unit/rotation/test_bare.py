@@ -21,7 +21,7 @@ from goatherd.rotation.machine import (
     StoreView,
     find_missing_evidence,
 )
-from goatherd.times import iso
+from goatherd.times import format_utc
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, rotator_for
 
 STORE = StoreView(
@@ -91,7 +91,7 @@ async def test_a_rotation_goes_through_with_a_bare_server_loses_nothing_and_says
     assert document.current.id in told
     root = document.find_root(report.from_id or "")
     assert root is not None
-    assert f"at most until its root expires ({root.id}: {iso(root.expiration_ms)})" in told
+    assert f"at most until its root expires ({root.id}: {format_utc(root.expiration_ms)})" in told
     assert bare_lines(report, []) == []
 
 

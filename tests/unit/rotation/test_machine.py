@@ -165,7 +165,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         [],
         ASKED,
         NOW,
-        Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY),
+        Busy(rotation_id=None, started_by="", started_ms=0, phase=Phase.STEADY),
     ),
     (
         "another operator's rotation is not touched",
@@ -176,7 +176,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         Busy(
             rotation_id="r1",
             started_by="bob@host:1",
-            started_at="2026-11-24T12:00:00.000Z",
+            started_ms=1_795_521_600_000,
             phase=Phase.PREPARED,
             phase_since_ms=NOW,
         ),
@@ -448,7 +448,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         [],
         RESTORING,
         NOW,
-        Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY),
+        Busy(rotation_id=None, started_by="", started_ms=0, phase=Phase.STEADY),
     ),
     (
         "after a roll-back, nodes that can be reached are waited for until they sign with A",

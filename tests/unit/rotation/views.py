@@ -42,7 +42,7 @@ def store(phase: Phase, **changes: Any) -> StoreView:
             from_id="A",
             to_id="B",
             started_by="bob@host:1",
-            started_at="2026-11-24T12:00:00.000Z",
+            started_ms=1_795_521_600_000,
             rollback_version="6",
         )
     return replace(view, **changes)

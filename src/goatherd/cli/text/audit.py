@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from goatherd.audit.records import Checked, Record
 from goatherd.telemetry import describe_count
-from goatherd.times import iso
+from goatherd.times import format_utc, iso
 
 WIDTH: Final = 100
 
@@ -35,7 +35,7 @@ def checked_lines(checked: Checked, file: Path, *, has_checkpoint: bool) -> list
     """Return the result of verifying an audit trail, as lines."""
     records = describe_count(checked.head.seq, "record")
     lines = [
-        f"{file}: {records}, {iso(checked.first_ms)} to {iso(checked.last_ms)}, as they were written",
+        f"{file}: {records}, {format_utc(checked.first_ms)} to {format_utc(checked.last_ms)}, as they were written",
         f"signed by   {', '.join(checked.signers)}",
         f"head        {checked.head}",
     ]
@@ -90,4 +90,4 @@ def record_line(record: Record) -> str:
     )
     text = text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
     printable = "".join(char if char.isprintable() else "?" for char in f"{record.actor}  {record.event}  {text}")
-    return f"{record.seq:>6}  {iso(record.at_ms)}  {printable}"
+    return f"{record.seq:>6}  {format_utc(record.at_ms)}  {printable}"

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from goatherd.cli.output import Output
 from goatherd.identity.root_names import shorten_id
-from goatherd.times import format_duration, iso
+from goatherd.times import format_duration, format_utc, iso
 from goatherd.web.view import HistoryRow
 
 _MARKS: Final = {"good": "●", "bad": "✕", "neutral": "○"}
@@ -41,7 +41,8 @@ def history_lines(rows: Sequence[HistoryRow], out: Output) -> list[str]:
         return [_NONE]
     heads = ("END", "EVENT", "ROOTS", "STARTED BY", "REASON")
     cells = [
-        (iso(row.at_ms), row.event, _describe_roots(row), row.started_by or "-", row.reason or "-") for row in rows
+        (format_utc(row.at_ms), row.event, _describe_roots(row), row.started_by or "-", row.reason or "-")
+        for row in rows
     ]
     return out.table(heads, cells)
 
@@ -75,8 +76,7 @@ def _gap_line(ms: int) -> str:
 
 
 def _format_time(ms: int) -> str:
-    text = iso(ms)
-    return f"{text[:10]} {text[11:16]}"
+    return format_utc(ms)[:16]
 
 
 def _describe_roots(row: HistoryRow) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from goatherd.cli.output import Output
+from goatherd.crypto import fingerprint
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.redaction import redact_document
 from goatherd.providers.values import SecretVersion, format_label, format_labels
 from goatherd.telemetry import describe_count
-from goatherd.times import iso
+from goatherd.times import format_utc, iso
 
 if TYPE_CHECKING:
     from goatherd.operations.labels import LabelChange
@@ -26,23 +26,24 @@ def _describe_signature(document: IdentityDocument) -> str:
 
 def identity_lines(out: Output, store: str, version: str, document: IdentityDocument, now_ms: int) -> list[str]:
     """Return an identity document as human-readable lines."""
-    shown = redact_document(document)
+    written = "at an unknown time" if document.last_updated is None else format_utc(document.last_updated)
     lines = [
         f"store       {store}, version {version}",
-        f"generation  {document.generation}, last written {shown['lastUpdated'] or 'at an unknown time'}",
-        f"phase       {shown['phase']}",
+        f"generation  {document.generation}, last written {written}",
+        f"phase       {'steady' if document.phase is None else document.phase.value}",
         f"signature   {_describe_signature(document)}",
     ]
     if document.rotation is not None:
         record = document.rotation
         lines.append(f"rotation    {record.id}: {record.from_id} -> {record.to_id}")
-        lines.append(f"            started {iso(record.started_at)} by {record.started_by}")
+        lines.append(f"            started {format_utc(record.started_at)} by {record.started_by}")
     if document.anchor is not None:
         lines.append(f"anchor      {document.anchor}, key in an HSM or a KMS")
     if document.is_direct:
         lines.append("mode        direct mode: the signer of the anchor makes each signature of the root")
     if document.rotated_from is not None:
-        lines.append(f"replaced    {document.rotated_from} at {shown['rotatedAt']}")
+        at = "" if document.rotated_at is None else f" at {format_utc(document.rotated_at)}"
+        lines.append(f"replaced    {document.rotated_from}{at}")
     return [*lines, "", *roots_lines(out, document, now_ms)]
 
 
@@ -52,17 +53,17 @@ def roots_lines(out: Output, document: IdentityDocument, now_ms: int, unlisted: 
     `unlisted` are the ids of the roots that servers trust although the document does not list them.
     """
     rows = []
-    for root in redact_document(document)["roots"]:
+    for root in document.roots:
         state = "trusted"
-        if root["id"] == document.current.id:
+        if root.id == document.current.id:
             state = "EXPIRED" if document.current.session.is_expired(now_ms) else "signs"
-        if document.next is not None and root["id"] == document.next.id:
+        if document.next is not None and root.id == document.next.id:
             state = "next"
-        if document.anchor is not None and root["id"] == document.anchor and not document.is_direct:
+        if document.anchor is not None and root.id == document.anchor and not document.is_direct:
             state = "anchor"
-        if root["revoked"]:
+        if root.id in document.revoked_ids:
             state = "REVOKED"
-        rows.append((root["id"], state, root["fingerprint"], root["expiration"]))
+        rows.append((root.id, state, fingerprint(root.public_key), format_utc(root.expiration_ms)))
     rows += [(root_id, "trusted, not listed", "", "") for root_id in unlisted]
     lines = out.table(("ROOT", "STATE", "FINGERPRINT", "EXPIRES"), rows)
     if document.pruned:
@@ -101,7 +102,8 @@ def versions_json(found: Sequence[SecretVersion]) -> list[dict[str, Any]]:
 def versions_lines(found: Sequence[SecretVersion], out: Output) -> list[str]:
     """Return stored versions of a secret as lines."""
     rows = [
-        (version.id, iso(version.created_ms), version.state.value, format_labels(version.labels)) for version in found
+        (version.id, format_utc(version.created_ms), version.state.value, format_labels(version.labels))
+        for version in found
     ]
     lines = out.table(("VERSION", "CREATED", "STATE", "LABELS"), rows)
     if left := [version.id for version in found if version.is_leftover]:

@@ -13,7 +13,7 @@ from goatherd.key_inventory import Holding, KeyInventory, describe_kept
 from goatherd.providers.capabilities import BETWEEN
 from goatherd.providers.values import format_labels
 from goatherd.telemetry import describe_count
-from goatherd.times import format_duration, iso
+from goatherd.times import format_duration, format_utc, iso
 
 if TYPE_CHECKING:
     from goatherd.operations.retire import Retirement
@@ -83,7 +83,7 @@ def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
         verb = "destroys" if keys.copies is None else "gives up"
         lines.append(f"due: `goatherd retire` {verb} {count}: {' '.join(one.version.id for one in due)}")
     elif following is not None:
-        lines.append(f"`goatherd retire` has nothing to destroy before {iso(following)}")
+        lines.append(f"`goatherd retire` has nothing to destroy before {format_utc(following)}")
     lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.holdings_kept_by_labels(now_ms)]
     if keys.copies is not None:
         lines.append(f"copies: {keys.copies}")
@@ -93,14 +93,14 @@ def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
 def due_lines(keys: KeyInventory, now_ms: int) -> list[str]:
     """Return a line for each version that `goatherd retire` would destroy now, with the roots whose keys it holds."""
     return [
-        f"version {one.version.id}, of {iso(one.version.created_ms)}: {_describe_content(one)}"
+        f"version {one.version.id}, of {format_utc(one.version.created_ms)}: {_describe_content(one)}"
         for one in keys.holdings_due(now_ms)
     ]
 
 
 def _describe_due(keys: KeyInventory, one: Holding, now_ms: int) -> str:
     if one in keys.retirable_holdings():
-        return iso(keys.rule.due_ms(one, now_ms))
+        return format_utc(keys.rule.due_ms(one, now_ms))
     return "when no label points at it" if one in keys.retired_holdings() else ""
 
 

@@ -26,7 +26,7 @@ from goatherd.rotation.events import (
 )
 from goatherd.rotation.machine import Done, NodeView, Phase, Wait
 from goatherd.telemetry import make_visible, omit_request_ids
-from goatherd.times import iso
+from goatherd.times import format_utc, iso
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,7 +51,7 @@ def describe_wait(wait: Wait, activities: Sequence[str] = ()) -> tuple[dict[str,
         "until": iso(wait.until_ms),
         "activities": list(activities),
     }
-    return data, "; ".join([f"waiting until {iso(wait.until_ms)}{whom}: {wait.reason}", *activities])
+    return data, "; ".join([f"waiting until {format_utc(wait.until_ms)}{whom}: {wait.reason}", *activities])
 
 
 def show_delay(out: Output, event: Event) -> None:
@@ -166,9 +166,17 @@ class RotationProgress:
         if event.is_own or event.rotation_id is None or self._is_taken_over:
             return
         self._is_taken_over = True
-        who, since = event.started_by or "an unnamed operator", iso(event.since_ms)
-        data = {"rotation": event.rotation_id, "startedBy": who, "startedAt": event.started_at, "phaseSince": since}
-        text = f"rotation {event.rotation_id} was started by {who} at {event.started_at}; in this phase since {since}"
+        who = event.started_by or "an unnamed operator"
+        data = {
+            "rotation": event.rotation_id,
+            "startedBy": who,
+            "startedAt": iso(event.started_ms),
+            "phaseSince": iso(event.since_ms),
+        }
+        text = (
+            f"rotation {event.rotation_id} was started by {who} at {format_utc(event.started_ms)}; in this phase since"
+            f" {format_utc(event.since_ms)}"
+        )
         self._show_line("takenOver", data, text)
 
     def _list_activities(self, urls: Sequence[str]) -> list[str]:

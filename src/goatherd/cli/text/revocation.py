@@ -13,7 +13,7 @@ from goatherd.key_inventory import describe_kept
 from goatherd.revocation.report import Claim, NodeOutcome, RevocationReport
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
 from goatherd.telemetry import describe_count
-from goatherd.times import iso
+from goatherd.times import format_utc, iso
 from goatherd.wire.paths import SESSIONS_PATH
 
 SHOWN_CLAIMS: Final = 20
@@ -263,7 +263,7 @@ def _claim_text(claim: Claim) -> str:
     what = f"session {claim.key}" if claim.path == SESSIONS_PATH else f"{claim.path}, item {claim.key}"
     if claim.first_ms is None or claim.last_ms is None:
         return f"{what}: {_count_commits(claim.commits)} without a time"
-    first, last = iso(claim.first_ms), iso(claim.last_ms)
+    first, last = format_utc(claim.first_ms), format_utc(claim.last_ms)
     return f"{what}: {_count_commits(claim.commits)}, dated {first if first == last else f'{first} to {last}'}"
 
 

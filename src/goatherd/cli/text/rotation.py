@@ -17,7 +17,7 @@ from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
 from goatherd.telemetry import describe_count
-from goatherd.times import format_duration, iso, milliseconds
+from goatherd.times import format_duration, format_utc, iso, milliseconds
 
 _TIMES = {1: "once", 2: "twice"}
 
@@ -86,7 +86,7 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
         due_ms = ended_ms + milliseconds(grace)
         lines.append(
             f"the private key of {retired} stays in the store for {format_duration(grace)}: "
-            f"`goatherd retire` destroys it from {iso(due_ms)} on"
+            f"`goatherd retire` destroys it from {format_utc(due_ms)} on"
         )
         named = f" {retired}" if report.outcome is Outcome.ABANDONED else ""
         expires_ms = report.restorable_until_ms
@@ -95,7 +95,7 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
         elif expires_ms <= report.ended_ms:
             lines.append(f"it has expired, so `goatherd restore{named}` cannot make it sign again")
         else:
-            until = "then" if expires_ms >= due_ms else f"shortly before it expires at {iso(expires_ms)},"
+            until = "then" if expires_ms >= due_ms else f"shortly before it expires at {format_utc(expires_ms)},"
             lines.append(f"until {until} `goatherd restore{named}` can make it sign again")
     return lines
 
@@ -166,7 +166,7 @@ def bare_lines(report: Report, bare: Iterable[str]) -> list[str]:
         return []
     expires_ms = report.restorable_until_ms
     stopped = report.to_id if report.outcome is Outcome.ABANDONED else report.from_id
-    end = "" if expires_ms is None else f", at most until its root expires ({stopped}: {iso(expires_ms)})"
+    end = "" if expires_ms is None else f", at most until its root expires ({stopped}: {format_utc(expires_ms)})"
     return [
         f"restart these servers by hand, one after the other: {' '.join(waiting)}",
         f"  stop it; `goatherd run --once --data DIR` there writes its settings.json for {report.current_id}; start it",
@@ -225,7 +225,7 @@ def plan_data(plan: Plan, to_phase: Phase | None) -> dict[str, Any]:
         "current": plan.current_id,
         "resumes": plan.resumes,
         "startedBy": plan.started_by or None,
-        "startedAt": plan.started_at or None,
+        "startedAt": iso(plan.started_ms) if plan.resumes else None,
         "nodes": list(plan.nodes),
         "regions": {region: list(urls) for region, urls in plan.regions.items()},
         "followers": list(plan.followers),
@@ -258,7 +258,7 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
     begins = "a new rotation"
     if plan.resumes:
         who = plan.started_by or "an unnamed operator"
-        begins = f"resumes rotation {plan.resumes}, started by {who} at {plan.started_at}"
+        begins = f"resumes rotation {plan.resumes}, started by {who} at {format_utc(plan.started_ms)}"
     lines = [
         f"{begins}: {plan.current_id} signs now, phase {plan.phase.value}, {describe_count(len(plan.nodes), 'server')}"
     ]

@@ -8,7 +8,7 @@ from goatherd.cli.text.rotation import report_data
 from goatherd.operations.controller import ScheduleExplanation
 from goatherd.schedule.controller import Turn
 from goatherd.schedule.due import DueDecision, Schedule
-from goatherd.times import format_duration, iso
+from goatherd.times import format_duration, format_utc, iso
 
 
 def explanation_data(store: str, schedule: Schedule, found: ScheduleExplanation) -> dict[str, Any]:
@@ -30,13 +30,13 @@ def explanation_lines(store: str, schedule: Schedule, found: ScheduleExplanation
     """Return what a controller would do, as lines."""
     facts, verdict = found.facts, found.verdict
     lines = [
-        f"identity    {store}: {facts.current_id} signs, and expires at {iso(facts.expires_ms)}",
+        f"identity    {store}: {facts.current_id} signs, and expires at {format_utc(facts.expires_ms)}",
         f"schedule    {schedule_line(schedule)}",
         next_line(verdict, found.at_ms),
         f"            {verdict.why}",
     ]
     if found.begins:
-        lines.append("rotations   if each succeeds at once: " + ", ".join(iso(begin) for begin in found.begins))
+        lines.append("rotations   if each succeeds at once: " + ", ".join(format_utc(begin) for begin in found.begins))
     if verdict.urgent:
         lines.append("urgent      the root is near its expiration, or past it")
     return [*lines, *(f"obstacle    {one.text}" for one in found.obstacles)]
@@ -81,7 +81,7 @@ def next_line(verdict: DueDecision, now_ms: int) -> str:
     """Return the next action of a controller, as a line."""
     if verdict.at_ms is None:
         return "next        nothing"
-    when = "now" if verdict.is_due(now_ms) else f"at {iso(verdict.at_ms)}"
+    when = "now" if verdict.is_due(now_ms) else f"at {format_utc(verdict.at_ms)}"
     return f"next        {verdict.act.value} {when}"
 
 

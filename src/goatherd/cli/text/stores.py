@@ -10,7 +10,7 @@ from goatherd.config.values import StoreEntry
 from goatherd.identity.transitions import NO_WAY_BACK_HINT
 from goatherd.operations.stores import ONLY, PromotionReport, RegionState, SyncReport
 from goatherd.providers.values import format_label
-from goatherd.times import iso
+from goatherd.times import format_utc, iso
 
 
 def regions_data(found: Sequence[RegionState]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def regions_lines(found: Sequence[RegionState], out: Output) -> list[str]:
             "yes" if one.is_reachable else "NO",
             "?" if one.generation is None else str(one.generation),
             ", ".join(f"{format_label(label)} -> {one.labels[label]}" for label in sorted(one.labels)) or "?",
-            iso(one.lag_since_ms) if one.lag_since_ms is not None else "-" if one.is_in_step else "?",
+            format_utc(one.lag_since_ms) if one.lag_since_ms is not None else "-" if one.is_in_step else "?",
         )
         for one in found
     ]
