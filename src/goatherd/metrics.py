@@ -219,8 +219,8 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
     ),
     Metric.RUNS: _counter(
         Exporter.ROTATOR,
-        "Number of runs by outcome: rotated, restored, abandoned, reached, retired, nothing, interrupted, or an error "
-        "code.",
+        "Number of runs by outcome: rotated, restored, cancelled, rolled_back, ended, reached, retired, nothing, "
+        "interrupted, or an error code.",
         ("outcome",),
     ),
     Metric.RUN_ENDED: _gauge(

@@ -68,9 +68,8 @@ class Event(StrEnum):
     ROTATION_PHASE = "rotation.phase"
     """A rotation has entered another phase; steady means no rotation."""
     ROTATION_ENDED = "rotation.ended"
-    """A rotation has ended successfully: the next root is the current root."""
-    ROTATION_ABANDONED = "rotation.abandoned"
-    """A rotation was cancelled or rolled back; the event gives the reason."""
+    """A rotation has ended: rotated, restored, cancelled, rolled back, or ended by another command. The last three are
+    warnings with the reason."""
     ROTATION_EVIDENCE = "rotation.evidence"
     """An observation, decision or action of a rotation, as in the audit trail."""
     AUDIT_HEAD = "audit.head"

@@ -184,7 +184,11 @@ OBJECTS: Final[dict[str, Fields]] = {
         "labels": Field("array of string", "Labels that keep the version."),
     },
     "rotation report": {
-        "outcome": Field("string", "`rotated`, `restored`, `abandoned`, `reached`, `retired` or `nothing to do`."),
+        "outcome": Field(
+            "string",
+            "`rotated`, `restored`, `cancelled`, `rolled-back`, `ended` (by another command), `reached`, `retired` or"
+            " `nothing to do`.",
+        ),
         "rotation": Field("string or null", "Id of the rotation."),
         "from": Field("string", "Id of the root that signed at the start."),
         "to": Field("string or null", "Id of the next root."),

@@ -194,6 +194,9 @@ def _store_view(document: Document, labelled: str | None, leaving: int) -> Store
         rollback_version="rollback" if rotating else None,
         finished=frozenset(f"rotation {number}" for number in bits(document.finished)),
         cancelled=frozenset(f"rotation {number}" for number in bits(document.cancelled)),
+        rolled_back=frozenset(
+            f"rotation {number}" for number in bits(document.ended & ~document.finished & ~document.cancelled)
+        ),
         leaving=tuple(NAMES[root] for root in bits(leaving)),
     )
 

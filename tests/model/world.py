@@ -594,7 +594,7 @@ class World:
         finished = any(doc.finished >> run.drives & 1 for doc in store.docs)
         ended = any(doc.ended >> run.drives & 1 and not doc.finished >> run.drives & 1 for doc in store.docs)
         ended = ended or bool(store.head.revoked >> max(0, store.target_of(run.drives)) & 1)
-        if (outcome is Outcome.ROTATED and not finished) or (outcome is Outcome.ABANDONED and not ended):
+        if (outcome is Outcome.ROTATED and not finished) or (outcome.is_stopped and not ended):
             return "true report"
         left = (
             doc
@@ -602,7 +602,7 @@ class World:
             if not (store.destroyed | store.foreign_labelled) >> version & 1
         )
         is_left = any(doc.rotation == run.drives and doc.next != NONE for doc in left)
-        if outcome is Outcome.ABANDONED and is_left and store.head.cancelled >> run.drives & 1 and not store.is_forked:
+        if outcome.is_stopped and is_left and store.head.cancelled >> run.drives & 1 and not store.is_forked:
             return "cancelled key"
         return None
 

@@ -286,7 +286,7 @@ async def test_a_rotation_tells_its_outcome_its_phases_and_its_nodes() -> None:
         await rotator.rotate()
     found = read(format_samples(seen.all_samples()))
     assert value(found, Metric.RUNS, outcome="rotated") == 1
-    assert value(found, Metric.RUNS, outcome="abandoned") == 0
+    assert value(found, Metric.RUNS, outcome="cancelled") == value(found, Metric.RUNS, outcome="rolled_back") == 0
     assert value(found, Metric.RUN_SUCCEEDED) == 1
     assert value(found, Metric.RUN_ENDED) == clock.now_ms() / 1000
     assert value(found, Metric.NODES, state="reachable") == 3
@@ -297,7 +297,7 @@ async def test_a_rotation_tells_its_outcome_its_phases_and_its_nodes() -> None:
 
 
 @pytest.mark.slow
-async def test_a_rotation_that_is_abandoned_counts_once_and_as_no_success() -> None:
+async def test_a_rotation_that_is_cancelled_counts_once_and_as_no_success() -> None:
     clock = FakeClock()
     herd = await Herd.start(MemorySecretProvider(clock=clock), clock=clock)
     seen = RotationMetrics()
@@ -307,7 +307,7 @@ async def test_a_rotation_that_is_abandoned_counts_once_and_as_no_success() -> N
     with pytest.raises(NotAdoptedError), seen.count_run(clock):
         await rotator.resume()
     found = read(format_samples(seen.all_samples()))
-    assert value(found, Metric.RUNS, outcome="abandoned") == 1
+    assert value(found, Metric.RUNS, outcome="cancelled") == 1
     assert sum(n for (name, _), n in found.items() if name == Metric.RUNS) == 1
     assert value(found, Metric.RUN_SUCCEEDED) == 0
     assert value(found, Metric.NODES, state="unreachable") == 1

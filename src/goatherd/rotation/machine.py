@@ -355,10 +355,18 @@ class Outcome(StrEnum):
 
     ROTATED = "rotated"
     RESTORED = "restored"
-    ABANDONED = "abandoned"
+    CANCELLED = "cancelled"
+    ROLLED_BACK = "rolled-back"
+    ENDED = "ended"
+    """Another command ended the rotation: a revocation, or the replacement of an expired root."""
     REACHED = "reached"
     RETIRED = "retired"
     NOTHING = "nothing to do"
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the rotation has ended before its next root replaced the current one."""
+        return self in (Outcome.CANCELLED, Outcome.ROLLED_BACK, Outcome.ENDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -708,9 +716,7 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
         # trust it, and no rotation waits indefinitely (tests/unit/rotation/test_machine.py).
         return _decide_rollback(
             store,
-            f"not adopted in time: {describe_evidence(observation, lacking)}"
-            if lacking
-            else f"timeout: expected that {blocker}",
+            f"timeout: {describe_evidence(observation, lacking)}" if lacking else f"timeout: expected that {blocker}",
         )
     if blocker and not lacking:
         return Wait(nodes=(), reason=blocker, until_ms=until_ms)
@@ -863,12 +869,13 @@ def _decide_after_end(observation: Observation, policy: Policy, intent: Intent, 
     # A server that signs with neither root is of another cluster or does not follow at all, so waiting is useless.
     late = (intent.to_id, None)
     # After a roll-back an unreachable server may be restarting because of it; after a cancel, none restarts.
-    is_cancelled = intent.rotation_id in store.cancelled
     waiting = tuple(
-        node.url for node in observation.nodes if node.signs_with in late and (node.reachable or not is_cancelled)
+        node.url
+        for node in observation.nodes
+        if node.signs_with in late and (node.reachable or outcome is not Outcome.CANCELLED)
     )
     until_ms = _since_ms(store, intent) + milliseconds(policy.settle)
-    if outcome is Outcome.ABANDONED and waiting and now_ms < until_ms:
+    if outcome.is_stopped and waiting and now_ms < until_ms:
         return Wait(nodes=waiting, reason="signs with the restored root", until_ms=until_ms)
     return _decide_prune(observation, policy.node_timeout, intent, now_ms) or Done(
         outcome=outcome, behind=behind, kept=kept
@@ -877,9 +884,11 @@ def _decide_after_end(observation: Observation, policy: Policy, intent: Intent, 
 
 def _outcome_of(store: StoreView, intent: Intent) -> Outcome:
     """Return how the rotation of this run has ended."""
-    if intent.rotation_id not in store.finished:
-        return Outcome.ABANDONED
-    return Outcome.RESTORED if intent.rotation_id in store.restored else Outcome.ROTATED
+    if intent.rotation_id in store.finished:
+        return Outcome.RESTORED if intent.rotation_id in store.restored else Outcome.ROTATED
+    if intent.rotation_id in store.cancelled:
+        return Outcome.CANCELLED
+    return Outcome.ROLLED_BACK if intent.rotation_id in store.rolled_back else Outcome.ENDED
 
 
 def _decide_prune(observation: Observation, patience: timedelta, intent: Intent, now_ms: int) -> Action | None:

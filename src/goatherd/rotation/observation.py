@@ -13,7 +13,15 @@ from goatherd.identity.document import IdentityDocument, Phase, source_digest
 from goatherd.identity.key_age import roots_with_keys
 from goatherd.identity.lineage import Lineage
 from goatherd.identity.recorded_times import recorded_ahead_ms
-from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES, can_go_back, is_full, roots_to_prune
+from goatherd.identity.transitions import (
+    CANCELLED,
+    RESTORED,
+    ROLLED_BACK,
+    SUCCESSES,
+    can_go_back,
+    is_full,
+    roots_to_prune,
+)
 from goatherd.rotation.policy import Policy, rotation_due_ms
 
 if TYPE_CHECKING:
@@ -39,7 +47,8 @@ class StoreView:
         next_due_ms: When the next root will itself be due for rotation; None if there is no next root.
         finished: Ids of the completed rotations, as far as the document records them.
         restored: Ids of those completed rotations that restored a previous root.
-        cancelled: Ids of the cancelled rotations, as far as the document records them.
+        cancelled, rolled_back: Ids of the rotations that were cancelled or rolled back, as far as the document records
+            them.
         unretired: Previous roots whose private keys some version may still hold, and when each stopped signing.
         root_ids: Every root that the document lists.
         leaving: Previous roots to be removed from the document, oldest first. Each is removed only when every server
@@ -70,6 +79,7 @@ class StoreView:
     finished: frozenset[str] = frozenset()
     restored: frozenset[str] = frozenset()
     cancelled: frozenset[str] = frozenset()
+    rolled_back: frozenset[str] = frozenset()
     unretired: tuple[tuple[str, int], ...] = ()
     root_ids: frozenset[str] = frozenset()
     leaving: tuple[str, ...] = ()
@@ -162,6 +172,9 @@ def make_store_view(
         current_expires_ms=document.current.session.expiration_ms,
         restored=frozenset(one.rotation_id for one in document.history if one.event == RESTORED and one.rotation_id),
         cancelled=frozenset(one.rotation_id for one in document.history if one.event == CANCELLED and one.rotation_id),
+        rolled_back=frozenset(
+            one.rotation_id for one in document.history if one.event == ROLLED_BACK and one.rotation_id
+        ),
         finished=frozenset(one.rotation_id for one in document.history if one.event in SUCCESSES and one.rotation_id),
         unretired=roots_with_keys(document),
         root_ids=frozenset(root.id for root in document.roots),

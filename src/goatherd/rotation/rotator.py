@@ -1240,10 +1240,10 @@ class Rotator:
             one for one in reversed(document.history) if intent.rotation_id and one.rotation_id == intent.rotation_id
         )
         last = next(own, None)
-        abandoned = action.outcome is Outcome.ABANDONED
+        is_stopped = action.outcome.is_stopped
         has_retired = intent.goal is Goal.RETIRE and (destroyed or self._given_up)
         why = _describe_other_end(document, intent.from_id) if last is None else last.reason
-        stopped = intent.to_id if abandoned else intent.from_id
+        stopped = intent.to_id if is_stopped else intent.from_id
         stopped_root = None if stopped is None else document.find_root(stopped)
         report = Report(
             outcome=Outcome.RETIRED if has_retired else action.outcome,
@@ -1253,7 +1253,7 @@ class Rotator:
             current_id=document.current.id,
             phase=Phase(document.phase or Phase.STEADY),
             generation=document.generation,
-            reason=why if abandoned else None,
+            reason=why if is_stopped else None,
             event=last.event if last is not None else None,
             is_restore=intent.is_restore,
             trusts_next=intent.to_id is not None
@@ -1274,28 +1274,26 @@ class Rotator:
             else None,
         )
         self._emit_event(RunEnded(report=report))
-        if abandoned:
-            _log.warning(
+        if is_stopped or action.outcome in (Outcome.ROTATED, Outcome.RESTORED):
+            _log.log(
+                logging.WARNING if is_stopped else logging.INFO,
                 event_text(
-                    LogEvent.ROTATION_ABANDONED,
+                    LogEvent.ROTATION_ENDED,
                     rotation=report.rotation_id,
+                    outcome=action.outcome,
                     current=report.current_id,
-                    abandoned=report.to_id,
                     reason=report.reason,
-                )
+                ),
             )
-        elif action.outcome in (Outcome.ROTATED, Outcome.RESTORED):
-            _log.info(event_text(LogEvent.ROTATION_ENDED, rotation=report.rotation_id, current=report.current_id))
-        if abandoned and intent.goal is not Goal.ABANDON:
-            ended = {"cancelled": "cancelled", "rolled-back": "rolled back"}.get(report.event or "", "ended")
-            message = f"the rotation was {ended}: {report.reason}"
+        if is_stopped and intent.goal is not Goal.ABANDON:
+            message = f"the rotation was {action.outcome.replace('-', ' ')}: {report.reason}"
             hint = UnhealthyError.hint if self._health.is_failing else self._observer.hint
-            if report.event is None:
+            if action.outcome is Outcome.ENDED:
                 hint = (
                     "Another command has ended this rotation. `goatherd status` shows whether it left something to do."
                 )
             raise NotAdoptedError(message, report=report, hint=hint)
-        if intent.goal is Goal.ABANDON and not abandoned:
+        if intent.goal is Goal.ABANDON and not is_stopped:
             raise IllegalStepError(
                 f"rotation {report.rotation_id} was finished by another process before this one could cancel it or "
                 f"roll it back: root {report.current_id} signs",

@@ -83,7 +83,7 @@ def test_cancel_works_before_the_next_root_signs_and_not_after(goatherd: Goather
     first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
     goatherd("rotate", "--to", "published", "--provider", store, "--unsafe-without-nodes")
     cancelled = goatherd("rotate", "--cancel", "--reason", "wrong day", "--provider", store, "--json").json
-    assert (cancelled["outcome"], cancelled["current"], cancelled["reason"]) == ("abandoned", first, "wrong day")
+    assert (cancelled["outcome"], cancelled["current"], cancelled["reason"]) == ("cancelled", first, "wrong day")
     goatherd("rotate", "--to", "activated", "--provider", store, "--unsafe-without-nodes")
     refused = goatherd("rotate", "--cancel", "--provider", store)
     assert refused.code == EXIT_CODES["rotation"]

@@ -25,7 +25,7 @@ OUTPUT = Output(as_json=False, stdout=io.StringIO(), stderr=io.StringIO())
 
 def test_every_value_of_a_rotations_report_is_under_its_own_name() -> None:
     report = Report(
-        outcome=Outcome.ABANDONED,
+        outcome=Outcome.CANCELLED,
         rotation_id="rotation-1",
         from_id="root-a",
         to_id="root-b",
@@ -45,7 +45,7 @@ def test_every_value_of_a_rotations_report_is_under_its_own_name() -> None:
         ended_ms=1_795_521_602_345,
     )
     assert report_data(report) == {
-        "outcome": "abandoned",
+        "outcome": "cancelled",
         "rotation": "rotation-1",
         "from": "root-a",
         "to": "root-b",

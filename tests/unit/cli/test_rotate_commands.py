@@ -51,7 +51,8 @@ def test_cancel_and_rollback_each_leave_the_phases_that_are_theirs_and_name_the_
     assert f"`goatherd rotate {right}`" in refused.err
     assert goatherd("show", "--json").json["generation"] == generation, "nothing was written"
     done = goatherd("rotate", right, "--reason", "wrong day", "--json").json
-    assert (done["outcome"], done["current"], done["reason"]) == ("abandoned", first, "wrong day")
+    outcome = {"--cancel": "cancelled", "--rollback": "rolled-back"}[right]
+    assert (done["outcome"], done["current"], done["reason"]) == (outcome, first, "wrong day")
 
 
 @pytest.mark.parametrize(

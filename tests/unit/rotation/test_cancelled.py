@@ -13,7 +13,6 @@ from goatherd.key_inventory import find_holdings, take_key_inventory
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionState
-from goatherd.rotation.machine import Outcome
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
@@ -31,7 +30,7 @@ async def test_a_cancelled_root_leaves_no_private_key_in_the_store(make_herd: Ma
     herd = await make_herd(clients=1)
     await rotator_for(herd).rotate(to_phase=phase)
     report = await rotator_for(herd).abandon()
-    assert report.outcome is Outcome.ABANDONED
+    assert report.outcome.is_stopped
     assert report.event == "cancelled"
     assert report.trusts_next is (phase is Phase.PUBLISHED), "what was published stays trusted"
     assert len(report.destroyed) == (1 if phase is Phase.PREPARED else 2)
@@ -159,7 +158,7 @@ async def test_a_store_that_refuses_to_destroy_does_not_stop_the_cancellation(
     herd = await make_herd(clients=1)
     await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
     report = await rotator_for(herd, provider=Refusing(herd.provider, error)).abandon()
-    assert report.outcome is Outcome.ABANDONED
+    assert report.outcome.is_stopped
     assert report.destroyed == ()
     assert [one.partition(": ")[2] for one in report.undestroyed] == [error.code] * 2  # type: ignore[attr-defined]
     await check_steady(herd)

@@ -76,7 +76,7 @@ async def test_bad_answers_in_a_row_bring_the_earlier_root_back_in_time_and_the_
     reason = "not healthy, 3 times in a row: the test: bad"
     assert entry.reason == got.value.report.reason == reason
     assert "correct the health check" in got.value.hint
-    assert any("rotation.abandoned" in record.message and reason in record.message for record in caplog.records)
+    assert any("rotation.ended" in record.message and reason in record.message for record in caplog.records)
     await check_steady(herd)
     assert herd.refused == 0
 
@@ -143,7 +143,7 @@ async def test_an_operator_who_goes_back_is_not_asked_how_the_cluster_is(make_he
     herd = await make_herd()
     await rotator_for(herd).rotate(to_phase=Phase.ACTIVATED)
     signal = Said(herd, lambda *_: True)
-    assert (await rotator_for(herd, health=[signal]).abandon()).outcome is Outcome.ABANDONED
+    assert (await rotator_for(herd, health=[signal]).abandon()).outcome.is_stopped
     assert signal.asked == []
 
 

@@ -198,9 +198,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         Abandon(
             step=Step.CANCEL,
             expected="7",
-            reason=(
-                "not adopted in time: expected that n2 (did not answer) answers a request signed by the current root"
-            ),
+            reason=("timeout: expected that n2 (did not answer) answers a request signed by the current root"),
         ),
     ),
     (
@@ -215,9 +213,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         Abandon(
             step=Step.CANCEL,
             expected="7",
-            reason=(
-                "not adopted in time: expected that n2 (its clock differs) answers a request signed by the current root"
-            ),
+            reason=("timeout: expected that n2 (its clock differs) answers a request signed by the current root"),
         ),
     ),
     (
@@ -269,7 +265,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         Abandon(
             step=Step.CANCEL,
             expected="7",
-            reason="not adopted in time: expected that n2 answers a request signed by the next root",
+            reason="timeout: expected that n2 answers a request signed by the next root",
         ),
     ),
     (
@@ -297,7 +293,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         Abandon(
             step=Step.ROLL_BACK,
             expected="7",
-            reason="not adopted in time: expected that n2 signs with the next root",
+            reason="timeout: expected that n2 signs with the next root",
         ),
     ),
     (
@@ -472,7 +468,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         [node(1, signs_with="A"), node(2, **DEAD)],
         replace(MINE, rotation_id="r1"),
         NOW,
-        Done(outcome=Outcome.ABANDONED, behind=("n2",)),
+        Done(outcome=Outcome.CANCELLED, behind=("n2",)),
     ),
     (
         "a node that does not answer until the deadline after a roll-back is reported",
@@ -480,7 +476,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         [node(1, signs_with="A"), node(2, **DEAD)],
         MINE,
         NOW + 30_000,
-        Done(outcome=Outcome.ABANDONED, behind=("n2",)),
+        Done(outcome=Outcome.ROLLED_BACK, behind=("n2",)),
     ),
     (
         "nodes that stay behind are reported in the end",
@@ -488,7 +484,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         [node(1, signs_with="A"), node(2)],
         MINE,
         NOW + 30_000,
-        Done(outcome=Outcome.ABANDONED, behind=("n2",)),
+        Done(outcome=Outcome.ROLLED_BACK, behind=("n2",)),
     ),
     (
         "to resume where nothing is in progress is nothing",

@@ -75,7 +75,7 @@ MORE: list[tuple[str, Observation, Policy, int, Action]] = [
         Abandon(
             step=Step.CANCEL,
             expected="7",
-            reason="not adopted in time: expected that n2 answers a request signed by the next root",
+            reason="timeout: expected that n2 answers a request signed by the next root",
         ),
     ),
     (
@@ -164,9 +164,7 @@ MORE: list[tuple[str, Observation, Policy, int, Action]] = [
         Observation(store=ACTIVATED, nodes=(node(1, signs_with="A"),), health=WELL),
         POLICY,
         LATE,
-        Abandon(
-            step=Step.ROLL_BACK, expected="7", reason="not adopted in time: expected that n1 signs with the next root"
-        ),
+        Abandon(step=Step.ROLL_BACK, expected="7", reason="timeout: expected that n1 signs with the next root"),
     ),
 ]
 
@@ -193,7 +191,7 @@ def test_a_quorum_never_leaves_out_a_server_that_answers() -> None:
 
 def test_after_a_cancel_no_node_that_signs_with_neither_root_is_waited_for() -> None:
     steady = Observation(store=STEADY, nodes=(node(1, signs_with="A"), node(2, signs_with="of another cluster")))
-    done = Done(outcome=Outcome.ABANDONED, behind=("n2",))
+    done = Done(outcome=Outcome.ENDED, behind=("n2",))
     assert decide(steady, POLICY, MINE, NOW) == done
     late = replace(steady, nodes=(node(1, signs_with="A"), node(2, signs_with="B")))
     assert isinstance(decide(late, POLICY, MINE, NOW), Wait)

@@ -72,7 +72,7 @@ MINE = replace(ASKED, rotation_id="r1", to_id="B")
 RESTORING = replace(ASKED, goal=Goal.RESTORE, to_id="Z")
 STEADY, PREPARED, PUBLISHED = store(Phase.STEADY), store(Phase.PREPARED), store(Phase.PUBLISHED)
 ACTIVATED, VERIFIED = store(Phase.ACTIVATED), store(Phase.VERIFIED)
-ROLLED_BACK = replace(STEADY, current_id="A")
+ROLLED_BACK = replace(STEADY, current_id="A", rolled_back=frozenset({"r1"}))
 FINISHED = replace(STEADY, current_id="B", finished=frozenset({"r1"}))
 
 

@@ -768,7 +768,7 @@ async def test_the_loop_sleeps_until_what_it_has_announced_and_no_longer_than_th
 
 # --- alerts -----------------------------------------------------------------------------------------------------------
 
-ALERT = Alert(kind=AlertKind.ROTATION_FAILED, reason="not adopted in time", root_id="root-a", code="rotation.x")
+ALERT = Alert(kind=AlertKind.ROTATION_FAILED, reason="timeout", root_id="root-a", code="rotation.x")
 
 
 async def test_an_alert_is_an_error_in_the_log_and_a_command_that_gets_it_as_json(

@@ -67,8 +67,7 @@ def facts(issued: str = "2026-11-01T00:00", **changes: Any) -> Facts:
 
 def failed(facts: Facts, *times: str, event: str = "cancelled") -> Facts:
     entries = tuple(
-        HistoryEntry(at=ms(time), event=event, from_id="root-b", to_id="root-c", reason="not adopted in time")
-        for time in times
+        HistoryEntry(at=ms(time), event=event, from_id="root-b", to_id="root-c", reason="timeout") for time in times
     )
     return replace(facts, history=(*facts.history, *entries))
 
@@ -242,7 +241,7 @@ def test_failures_make_the_next_attempt_wait_twice_as_long_each_time_up_to_six_h
         known = failed(known, time)
         verdict = next_due(known, plan, ms(time))
         assert verdict.at_ms is not None
-        assert "cancelled: not adopted in time" in verdict.why
+        assert "cancelled: timeout" in verdict.why
         assert least <= (verdict.at_ms - ms(time)) / 60_000 <= least * 1.25
 
 

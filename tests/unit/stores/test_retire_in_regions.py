@@ -159,7 +159,7 @@ async def test_a_rotation_is_cancelled_at_once_while_a_region_that_may_lag_is_aw
     await drill.rotator(writer).rotate(to_phase=Phase.PREPARED)
     began = drill.clock.monotonic()
     report = await drill.rotator(writer).abandon()
-    assert report.outcome is Outcome.ABANDONED
+    assert report.outcome is Outcome.CANCELLED
     assert report.undestroyed == ()
     assert len(report.destroyed) == 1
     assert drill.clock.monotonic() - began < OWN_CLOCK.store_patience.total_seconds()

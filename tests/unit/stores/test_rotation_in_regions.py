@@ -192,7 +192,7 @@ async def test_after_a_promotion_in_a_phase_the_rotation_can_be_rolled_back_ther
     await world.promote("ap")
     world.allowed = ("eu", "us")
     report = await world.rotator().abandon(by=Step.ROLL_BACK)
-    assert report.outcome is Outcome.ABANDONED
+    assert report.outcome is Outcome.ROLLED_BACK
     assert current(world).current.id == "root-a"
     await check_rest(world)
 

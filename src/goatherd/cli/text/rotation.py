@@ -65,7 +65,9 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
     lines = {
         Outcome.ROTATED: [f"rotated: {report.current_id} signs in place of {report.from_id}, after {took}"],
         Outcome.RESTORED: [f"restored: {report.current_id} signs again in place of {report.from_id}, after {took}"],
-        Outcome.ABANDONED: [abandoned_line(report)],
+        Outcome.CANCELLED: [_stopped_line(report)],
+        Outcome.ROLLED_BACK: [_stopped_line(report)],
+        Outcome.ENDED: [_stopped_line(report)],
         Outcome.REACHED: [
             f"reached {report.phase.value} after {took}: {report.current_id} signs, {signs}",
             f"`goatherd rotate --resume` continues the rotation, `goatherd rotate {_way_back(report.phase)}` ends it",
@@ -76,10 +78,10 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
     lines += [f"was not seen to sign with the current root: {url}" for url in report.behind]
     if report.outcome is not Outcome.NOTHING:
         lines += restart_lines(report)
-    if report.event == "cancelled":
+    if report.outcome is Outcome.CANCELLED:
         lines += _cancelled_key_lines(report, copies)
-    elif report.outcome in (Outcome.ROTATED, Outcome.RESTORED) or report.event == "rolled-back":
-        retired = report.to_id if report.outcome is Outcome.ABANDONED else report.from_id
+    elif report.outcome in (Outcome.ROTATED, Outcome.RESTORED, Outcome.ROLLED_BACK):
+        retired = report.to_id if report.outcome.is_stopped else report.from_id
         if not report.keeps_key:
             return [*lines, f"the private key of {retired} is in an HSM or a KMS; the store never held it"]
         ended_ms = report.ended_ms if report.recorded_ms is None else report.recorded_ms
@@ -88,7 +90,7 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
             f"the private key of {retired} stays in the store for {format_duration(grace)}: "
             f"`goatherd retire` destroys it from {format_utc(due_ms)} on"
         )
-        named = f" {retired}" if report.outcome is Outcome.ABANDONED else ""
+        named = f" {retired}" if report.outcome.is_stopped else ""
         expires_ms = report.restorable_until_ms
         if expires_ms is None:
             lines.append("`goatherd restore` cannot make it sign again, because the present anchor has not endorsed it")
@@ -110,7 +112,7 @@ def restart_lines(report: Report) -> list[str]:
 
     An agent restarts a server once when the next root starts to sign, and once more when that is rolled back.
     """
-    needed, what = (2, "a rotation that is rolled back") if report.event == "rolled-back" else (1, "a rotation")
+    needed, what = (2, "a rotation that is rolled back") if report.outcome is Outcome.ROLLED_BACK else (1, "a rotation")
     seen = {url: count for url, count in report.restarts.items() if count is not None}
     silent = [url for url, count in report.restarts.items() if count is None]
     lines = []
@@ -126,12 +128,12 @@ def restart_lines(report: Report) -> list[str]:
     ]
 
 
-def abandoned_line(report: Report) -> str:
+def _stopped_line(report: Report) -> str:
     """Return, as a line, how a rotation ended without success, and whether the next root stays trusted."""
     current, following, why = report.current_id, report.to_id, report.reason
-    if report.event is None:
+    if report.outcome is Outcome.ENDED:
         return f"ended by another command: {current} signs ({why})"
-    if report.event != "cancelled":
+    if report.outcome is Outcome.ROLLED_BACK:
         return f"rolled back: {current} signs again; {following} stays trusted, with what it has signed ({why})"
     if report.is_restore:
         return f"cancelled: {current} stays the current root; {following} has not signed, and stays trusted ({why})"
@@ -165,7 +167,7 @@ def bare_lines(report: Report, bare: Iterable[str]) -> list[str]:
     if not waiting:
         return []
     expires_ms = report.restorable_until_ms
-    stopped = report.to_id if report.outcome is Outcome.ABANDONED else report.from_id
+    stopped = report.to_id if report.outcome.is_stopped else report.from_id
     end = "" if expires_ms is None else f", at most until its root expires ({stopped}: {format_utc(expires_ms)})"
     return [
         f"restart these servers by hand, one after the other: {' '.join(waiting)}",
