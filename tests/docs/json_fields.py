@@ -487,6 +487,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "startedBy": Field("string or null", "Who started that rotation."),
         "startedAt": Field("string or null", "Timestamp at which the rotation started."),
         "nodes": Field("array of string", "URLs of the servers."),
+        "aliases": Field("object", "For a server that is listed under several URLs, the further ones."),
         "regions": Field("map of array of string", "The servers of each region, as far as they report their region."),
         "followers": Field(
             "array of string", "Regions whose store must show each change of the primary store before the next one."

@@ -325,7 +325,7 @@ def find_obstacles(
         *_of_the_policy(observation, policy, is_restore=is_restore),
         *_of_the_anchor(observation),
         *_of_direct_mode(observation),
-        *_of_the_list(observation),
+        *_of_the_list(observation, policy),
         *(
             one
             for node in observation.nodes
@@ -426,14 +426,15 @@ def _of_the_policy(observation: Observation, policy: Policy, *, is_restore: bool
         yield Obstacle(kind=ObstacleKind.LIFETIME, text=str(error), hint=error.hint)
 
 
-def _of_the_list(observation: Observation) -> Iterator[Obstacle]:
+def _of_the_list(observation: Observation, policy: Policy) -> Iterator[Obstacle]:
     if observation.nodes_unknown is not None:
         text = f"the servers of the cluster are not known: {observation.nodes_unknown}"
         yield Obstacle(
             kind=ObstacleKind.NODES_UNKNOWN, text=text, hint="List them with --node URL, or repair the discovery."
         )
-    if observation.are_nodes_discovered:
-        return  # discovery may find the same server twice
+    total = len(observation.nodes)
+    if observation.are_nodes_discovered or policy.quorum.needed(total) == total:
+        return  # discovery may find a server twice; and a rotation that waits for every URL loses nothing by it
     for urls in find_named_twice(observation.nodes):
         yield Obstacle(
             kind=ObstacleKind.NAMED_TWICE,
@@ -624,8 +625,7 @@ def find_remarks(
             f"the identity contains timestamps up to {describe_span(ahead_ms)} in the future: a machine with a wrong "
             "clock wrote them; they count as the time of the write, and the next change corrects them"
         )
-    if observation.are_nodes_discovered:
-        found += [f"{_join_names(urls)} are the same server" for urls in find_named_twice(observation.nodes)]
+    found += [f"{_join_names(urls)} are the same server" for urls in find_named_twice(observation.nodes)]
     flow = find_flow(observation.nodes)
     if not flow.is_proven and not flow.is_interrupted and observation.flow is None:
         urls = (*flow.silent, *(url for group in flow.groups for url in group))

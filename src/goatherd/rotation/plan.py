@@ -24,6 +24,7 @@ from goatherd.rotation.machine import (
     find_obstacles_to_begin,
     phase_after,
 )
+from goatherd.rotation.obstacles import find_named_twice
 
 EFFECTS: Final[dict[Step, str]] = {
     Step.PREPARE: "put the label stable on the current version; write a new root, which the current root endorses",
@@ -116,6 +117,7 @@ class Plan:
         remarks: Problems that the operator should know, but that do not stop the rotation.
         not_waited_for: Which servers the rotation would not wait for, as sentences.
         stops: What would end the rotation automatically, as sentences.
+        aliases: For a server that is listed under several URLs, the further ones, by the URL in `nodes`.
         regions: For each region that servers report, their URLs; empty if none reports one.
         followers: Regions whose store must show each change of the primary store before the next one.
     """
@@ -131,6 +133,7 @@ class Plan:
     remarks: tuple[str, ...] = ()
     not_waited_for: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     followers: tuple[str, ...] = ()
 
@@ -149,6 +152,9 @@ def make_plan(
             (`goatherd.rotation.obstacles.find_remarks`).
     """
     store = observation.store
+    # A load balancer's URL may lead to this process now and to another one later, so the rotation waits for every URL.
+    aliases = {first: tuple(more) for first, *more in find_named_twice(observation.nodes)}
+    nodes = [one for one in observation.nodes if not any(one.url in more for more in aliases.values())]
     steps: list[PlannedStep] = []
     phase = store.phase
     while not steps or phase is not Phase.STEADY:
@@ -161,14 +167,15 @@ def make_plan(
         started_by=store.started_by,
         started_ms=store.started_ms,
         steps=tuple(steps),
-        nodes=tuple(node.url for node in observation.nodes),
+        nodes=tuple(node.url for node in nodes),
+        aliases=aliases,
         obstacles=tuple(_describe_obstacles(observation, policy, now_ms)),
         remarks=tuple(remarks),
         not_waited_for=tuple(_not_waited_for(observation, policy)),
         stops=tuple(_describe_stops(policy, signals)),
         regions={
             region: tuple(node.url for node in nodes)
-            for region, nodes in group_by_region(observation.nodes).items()
+            for region, nodes in group_by_region(nodes).items()
             if region is not None
         },
         followers=tuple(one.region for one in observation.followers if not one.is_allowed),

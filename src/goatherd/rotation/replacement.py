@@ -72,7 +72,6 @@ OBSTACLES: Final = frozenset(
         ObstacleKind.CLOCK,
         ObstacleKind.OWN_CLOCK,
         ObstacleKind.FORKED,
-        ObstacleKind.NAMED_TWICE,
         ObstacleKind.NODES_UNKNOWN,
         ObstacleKind.OTHER_IDENTITY,
         ObstacleKind.STORE_BEHIND,

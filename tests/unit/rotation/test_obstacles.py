@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import goatherd
+from goatherd.cli.text.rotation import plan_lines
 from goatherd.cluster.node import FlowProbe
 from goatherd.cluster.observer import Observer
 from goatherd.cluster.server_answers import ServerIdentity
@@ -218,7 +219,14 @@ async def test_servers_that_say_with_whom_they_synchronize_are_left_without_a_se
 async def test_a_server_that_is_named_twice_is_one_server(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=2, clients=0)
     nodes = [*herd.nodes, Alias(herd.nodes[0], "http://127.0.0.1:8101")]
-    assert "http://node-0 and http://127.0.0.1:8101 are the same server" in str(await refused(herd, nodes=nodes))
+    said = "http://node-0 and http://127.0.0.1:8101 are the same server"
+    plan = await rotator_for(herd, nodes=nodes).plan()
+    assert (plan.obstacles, said in plan.remarks) == ((), True), "every URL is waited for"
+    assert (plan.nodes, plan.aliases) == (("http://node-0", "http://node-1"), {"http://node-0": (nodes[2].base_url,)})
+    assert "\n  http://node-0 = http://127.0.0.1:8101\n" in "\n".join(plan_lines(plan, None))
+    assert (await rotator_for(herd, nodes=nodes).rotate()).outcome is Outcome.ROTATED
+    policy = replace(POLICY, quorum=Quorum(count=2))
+    assert said in str(await refused(herd, nodes=nodes, policy=policy)), "it would count twice"
 
     async def found() -> Sequence[Any]:
         return nodes

@@ -229,6 +229,7 @@ def plan_data(plan: Plan, to_phase: Phase | None) -> dict[str, Any]:
         "startedBy": plan.started_by or None,
         "startedAt": iso(plan.started_ms) if plan.resumes else None,
         "nodes": list(plan.nodes),
+        "aliases": {url: list(more) for url, more in plan.aliases.items()},
         "regions": {region: list(urls) for region, urls in plan.regions.items()},
         "followers": list(plan.followers),
         "notWaitedFor": list(plan.not_waited_for),
@@ -265,9 +266,10 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
         f"{begins}: {plan.current_id} signs now, phase {plan.phase.value}, {describe_count(len(plan.nodes), 'server')}"
     ]
     of = {url: region for region, urls in plan.regions.items() for url in urls}
+    named = {url: " = ".join((url, *plan.aliases.get(url, ()))) for url in plan.nodes}
     for region, urls in plan.regions.items():
-        lines += [f"  region {region}:", *(f"    {url}" for url in urls)]
-    lines += [f"  {url}" for url in plan.nodes if url not in of]
+        lines += [f"  region {region}:", *(f"    {named[url]}" for url in urls)]
+    lines += [f"  {name}" for url, name in named.items() if url not in of]
     if plan.followers:
         regions = ", ".join(plan.followers)
         lines.append(f"  before each change, the stores of these regions must show the one before: {regions}")
