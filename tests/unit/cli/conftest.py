@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -19,6 +20,8 @@ import pytest
 from goatherd.cli import doctor, retire, revoke, rotate, status
 from goatherd.cli.main import run
 from goatherd.config.build import build_policy
+from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.plugins import open_provider
 from goatherd.rotation.policy import Policy
 from tests.deadlines import ANSWER, HANG
 from tests.fakes.goatdb_data import write_goatdb_data
@@ -160,3 +163,15 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (doctor, retire, revoke, rotate, status):
         monkeypatch.setattr(module, "build_policy", impatient)
+
+
+def read_documents(store: str) -> list[IdentityDocument]:
+    """Return the identity documents in the versions of the secret at an address, the newest first."""
+
+    async def read() -> list[IdentityDocument]:
+        provider, secret_id = open_provider(store)
+        async with provider:
+            versions = await provider.versions(secret_id)
+            return [decode_document((await provider.read(secret_id, one.id)).value.reveal()) for one in versions]
+
+    return asyncio.run(read())

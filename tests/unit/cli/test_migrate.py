@@ -15,7 +15,6 @@ from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.text.migration import outcome_lines
 from goatherd.clock import SystemClock
 from goatherd.data_directory import read_commits
-from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import from_settings
 from goatherd.node.log_storage import LogDirectory
@@ -24,7 +23,7 @@ from goatherd.operations.migration_files import verified_sessions
 from goatherd.trust import TrustPool
 from tests.fakes.goatdb_data import DESCRIPTION
 
-from .conftest import Goatherd
+from .conftest import Goatherd, read_documents
 
 NOW_MS = 1_795_000_000_000
 NAMED = {session["owner"]: session["id"] for session in DESCRIPTION["sessions"]}
@@ -391,14 +390,9 @@ def test_export_needs_a_log_where_a_data_directory_is_named(goatherd: Goatherd, 
     assert not (tmp_path / "x.json").exists()
 
 
-def test_what_lies_in_the_store_is_a_checked_identity_document(
-    goatherd: Goatherd, data: Path, store: str, tmp_path: Path
-) -> None:
+def test_what_lies_in_the_store_is_a_checked_identity_document(goatherd: Goatherd, data: Path, store: str) -> None:
     goatherd("migrate", str(data), "--provider", store)
-    values = [path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()]
-    documents = [value for value in values if b"currentSession" in value]
-    assert len(documents) == 1
-    assert decode_document(documents[0]).current.id == NAMED["root"]
+    assert [document.current.id for document in read_documents(store)] == [NAMED["root"]]
 
 
 @pytest.mark.parametrize("listed", ["with the private key", "not at all", "with another expiration", "safely"])

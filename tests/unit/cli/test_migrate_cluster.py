@@ -41,7 +41,7 @@ from goatherd.wire.javascript_values import ms_from_seconds
 from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
 
-from .conftest import Goatherd
+from .conftest import Goatherd, read_documents
 from .test_migrate import DESCRIPTION, NAMED, NOW_MS, settings, settle
 from .upstream import upstream
 
@@ -161,8 +161,7 @@ def test_a_server_that_trusts_only_the_root_that_lost_may_follow(
 ) -> None:
     b, _ = a_cluster_of_its_own(second)
     assert goatherd("migrate", str(data), str(second), "--provider", store, "--root", NAMED["root"]).code == 0
-    stored = [path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()]
-    (document,) = [decode_document(raw) for raw in stored if b"currentSession" in raw]
+    (document,) = read_documents(store)
     verify_succession(document, [b.session])
     verify_succession(document, [document.current.session])
 
@@ -477,16 +476,11 @@ def test_the_expiration_that_goatdb_has_extended_since_is_in_the_store_before_th
     assert "its expiration in the store is now" in result.out
     assert "has expired" not in result.out
     assert not (data / "localhost/settings.json").exists()
-    stored = [decode_document(raw) for raw in read_versions(tmp_path)]
+    stored = read_documents(store)
     last = max(stored, key=lambda document: document.generation)
     assert (last.generation, last.is_signed) == (2, True)
     verify_succession(last, [last.current.session])
     assert user.session in verified_sessions(data / "localhost", last, "localhost")
-
-
-def read_versions(tmp_path: Path) -> list[bytes]:
-    files = [path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()]
-    return [raw for raw in files if b"currentSession" in raw]
 
 
 def test_a_root_that_was_extended_after_it_was_replaced_keeps_its_file(
@@ -511,8 +505,7 @@ def test_an_identity_that_was_changed_without_its_key_is_not_signed_by_a_migrati
     goatherd: Goatherd, data: Path, store: str, tmp_path: Path
 ) -> None:
     extended(goatherd, data, store)
-    (value,) = [path for path in (tmp_path / "keys").rglob("*") if path.is_file() and b"currentS" in path.read_bytes()]
-    stored = decode_document(value.read_bytes())
+    stored, *_ = read_documents(store)
     provider, secret_id = open_provider(store)
     altered = SecretBytes(encode_document(replace(stored, generation=7)))
     asyncio.run(write_secret(provider, secret_id, altered))

@@ -176,13 +176,13 @@ def test_each_root_whose_key_no_version_holds_is_a_line_that_says_where_the_key_
         recorded=frozenset({"recorded"}),
         unretired=(),
         copies=None,
-        anchors={"anchor": "local:/anchor", "former": None},
+        anchors=frozenset({"anchor", "former"}),
     )
     assert inventory_lines(keys, OUTPUT, 0)[2:] == [
         "the private key of gone is in no version of this secret",
         "the private key of recorded is in no version of this secret, and the identity records that none holds it",
-        "the private key of the anchor anchor is in local:/anchor",
-        "the private key of the former anchor former is in no version of this secret, but in its signer",
+        "the private key of the anchor anchor is in an HSM or a KMS, and in no version of this secret",
+        "the private key of the anchor former is in an HSM or a KMS, and in no version of this secret",
     ]
     unread = replace(read, problem="provider.unavailable")
     assert inventory_lines(replace(keys, holdings=(unread,)), OUTPUT, 0)[2] == (

@@ -17,7 +17,7 @@ from goatherd.rotation.obstacles import Obstacle, ObstacleKind
 from goatherd.times import iso
 from goatherd.web.render import Choice, Renderer, view_data
 from goatherd.web.view import Fact, State, TrailView, make_view
-from tests.fakes.page_scenes import ANCHOR, GUARANTEES, NOW, A, B, away, herd, scenes, server, status, steady, view_of
+from tests.fakes.page_scenes import GUARANTEES, NOW, A, B, away, herd, scenes, server, status, steady, view_of
 from tests.unit.identity.make import owned as make_root
 
 SCENES = scenes()
@@ -156,7 +156,7 @@ def test_an_anchor_is_named_with_the_place_of_its_key() -> None:
     rows = view_of(SCENES["anchored"]).roots
     assert [(row.id, row.state, row.absence) for row in rows] == [
         (B, "signs", ""),
-        (A, "anchor", f"its key is in {ANCHOR}"),
+        (A, "anchor", "its key is in an HSM or a KMS"),
     ]
 
 
