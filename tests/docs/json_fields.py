@@ -228,10 +228,6 @@ OBJECTS: Final[dict[str, Fields]] = {
         "roots[].recordedDestroyed": Field(
             "boolean", "Whether the history records that the root's private key is destroyed."
         ),
-        "roots[].signer": Field(
-            "string or null",
-            "URI of the signer that holds the private key; null for a former anchor, absent for other roots.",
-        ),
         "copies": Field("string or null", "Where the store may keep a copy of a value after the value was destroyed."),
         "retireDue": Field("array of string", "Ids of the versions that `goatherd retire` would destroy now."),
         "retireKept": Field(
