@@ -432,6 +432,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "lastRotation.from": Field("string or null", "Id of the root that signed before."),
         "lastRotation.to": Field("string or null", "Id of the next root."),
         "lastRotation.reason": Field("string or null", "Why the rotation was cancelled or rolled back."),
+        "lastRotation.startedBy": Field("string or null", "User and machine that started the rotation."),
         "privateKeys": _KEYS,
         "unlistedRoots": Field(
             "array of string", "Ids of the roots that servers trust although the identity does not list them."

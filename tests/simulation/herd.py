@@ -29,7 +29,7 @@ from tests.simulation.restored_store import Restoration, StoreHistory
 from tests.simulation.revocations import Order, loot, thiefs_session, uncounted
 from tests.simulation.scenario import Command, Fate, Fault, FaultKind, Scenario
 from tests.simulation.signers import Trouble, first_word
-from tests.simulation.store import NOTICED
+from tests.simulation.store import NOTICED, digest_of
 from tests.simulation.world import FIRST_ROOT, NOTES, SECRET, SESSIONS, World
 
 COMMAND_LIMIT: Final = 120.0
@@ -85,7 +85,7 @@ class Herd:
         root = OwnedSession.generate(session_id=FIRST_ROOT, owner=ROOT_OWNER, now_ms=now_ms, lifetime=_LIFETIME)
         word = await first_word(self.world, root, now_ms) if self.scenario.has_anchor else None
         value = SecretBytes(encode_document(create_document(root, now_ms, word=word)))
-        entry = RecordedVersion(created_ms=now_ms, request="", digest="", size=value.size)
+        entry = RecordedVersion(created_ms=now_ms, request="", digest=digest_of(value), size=value.size)
         platform.values[1] = value
         platform.become(VersionedRecord(versions=MappingProxyType({1: entry}), labels=MappingProxyType({CURRENT: 1})))
 

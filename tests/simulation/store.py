@@ -210,14 +210,14 @@ class SimulatedStore(SecretProvider):
             return SecretValue(version=seen.describe_version(number), value=self._platform.values[number])
 
         found = await self._call(call, str(at), work)
-        self._contents[found.version.id] = _digest(found.value)
+        self._contents[found.version.id] = digest_of(found.value)
         return found
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         platform = self._platform
-        platform.parents.setdefault(_digest(value), self._contents.get(expected or ""))
+        platform.parents.setdefault(digest_of(value), self._contents.get(expected or ""))
         written = await self._written(call, value, label, expected)
-        self._contents[written.id] = _digest(value)
+        self._contents[written.id] = digest_of(value)
         return written
 
     async def _written(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
@@ -285,7 +285,9 @@ class SimulatedStore(SecretProvider):
 
     def _entry(self, call: Call, value: SecretBytes) -> RecordedVersion:
         clock = self.clock if self._platform.kind.is_timeless else self._platform.clock
-        return RecordedVersion(created_ms=clock.now_ms(), request=call.request, digest="", size=value.size)
+        return RecordedVersion(
+            created_ms=clock.now_ms(), request=call.request, digest=digest_of(value), size=value.size
+        )
 
     # --- the network to the store -------------------------------------------------------------------------------------
 
@@ -338,5 +340,5 @@ class SimulatedStore(SecretProvider):
         check_alive()
 
 
-def _digest(value: SecretBytes) -> str:
+def digest_of(value: SecretBytes) -> str:
     return hashlib.sha256(value.reveal()).hexdigest()

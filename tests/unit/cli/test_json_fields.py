@@ -104,6 +104,7 @@ def rotation_and_what_it_leaves(stage: Stage) -> None:
     stage.run("audit", "verify", trail)
     stage.run("audit", "show", trail)
     stage.run("history", "--audit-log", trail)
+    stage.run("show")
     stage.run("versions")
     stage.run("versions", "label", "mine", "1")
     stage.run("retire", "--dry-run", "--grace", "0s")
@@ -218,6 +219,9 @@ def revocation_with_a_server(stage: Stage) -> None:
     with server_under_agent(stage) as agent:
         stage.run("status", *node, "--node", agent)
     stage.run("rotate", "--resume", *node)
+    stage.run("status", *node)
+    stage.run("rotate", "--to", "published", *node)
+    stage.run("rotate", "--cancel", *node)
     stage.run("status", *node)
     root = stage.goatherd("show", "--provider", stage.store, "--json").json["current"]["id"]
     stage.run("revoke", root, "--plan", "--distrust", server.url, *node)

@@ -44,11 +44,11 @@ def test_help_imports_nothing_but_the_table_of_commands() -> None:
 
 
 NOT_FOR_THE_IDENTITY_IN_A_STORE = (
-    "httpx2", "starlette", "uvicorn", "uvloop", "h11", "cronsim", "ssl",
+    "httpx2", "starlette", "uvicorn", "uvloop", "h11", "cronsim",
     "cryptography.hazmat.primitives.ciphers.aead", "cryptography.hazmat.primitives.serialization", "mmh3",
     "goatherd.crypto.sealed", "goatherd.rotation", "goatherd.wire.commit",
     "goatherd.audit", "goatherd.cluster", "goatherd.metrics", "goatherd.node", "goatherd.operations.rotate",
-    "goatherd.schedule", "goatherd.serving",
+    "goatherd.schedule",
     "goatherd.settings",
 )  # fmt: skip
 """What ``goatherd show`` must not import where the store is a directory of files."""

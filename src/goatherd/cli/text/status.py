@@ -274,4 +274,5 @@ def _ending_data(entry: HistoryEntry | None) -> dict[str, Any] | None:
         "from": entry.from_id,
         "to": entry.to_id,
         "reason": entry.reason,
+        "startedBy": entry.started_by or None,
     }
