@@ -88,7 +88,7 @@ def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(server: B
             assert kept == sorted(won, key=int, reverse=True)[: len(kept)], (
                 "all that won and is kept is listed, in order"
             )
-            assert len(kept) > reader.guarantees.history >= 24
+            assert len(kept) > reader.guarantees.history >= 8
             for version in kept:
                 value = await reader.read(SECRET, VersionId(version))
                 assert value.value.reveal().decode() == won[version]

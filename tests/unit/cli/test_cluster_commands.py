@@ -133,8 +133,7 @@ def test_old_keys_are_destroyed_only_after_the_grace_period_and_only_when_meant(
 ) -> None:
     goatherd("init", "--provider", store)
     goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
-    assert goatherd("retire", "--provider", store).code == 2, "no server can be asked"
-    assert "nothing to destroy" in goatherd("retire", "--yes", "--provider", store).out
+    assert "nothing to destroy" in goatherd("retire", "--provider", store).out
     done = goatherd("retire", "--yes", "--grace", "0s", "--provider", store, "--json").json
     assert "1" in done["destroyed"]
     assert goatherd("show", "--at", "1", "--provider", store).code == EXIT_CODES["provider"]

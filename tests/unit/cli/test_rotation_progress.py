@@ -138,10 +138,10 @@ def test_a_rotation_that_is_cancelled_automatically_says_where_the_next_key_stil
         assert f"version {version} still holds the private key of {following} (provider.access_denied)" in done.err
 
 
-def report(restarts: dict[str, int | None], event: str = "rotated") -> Report:
+def report(restarts: dict[str, int | None], outcome: Outcome = Outcome.ROTATED) -> Report:
     return Report(
-        outcome=Outcome.ROTATED,
-        event=event,
+        outcome=outcome,
+        event=outcome.value,
         rotation_id="r",
         from_id="a",
         to_id="b",
@@ -161,7 +161,7 @@ def test_a_server_that_restarted_more_often_than_a_rotation_needs_is_warned_of()
         "restarts not known, because the server did not show which process serves: http://c",
         "warning: http://b restarted 2 times; a rotation restarts a server at most once",
     ]
-    assert restart_lines(report({"http://a": 2, "http://b": 3}, event="rolled-back")) == [
+    assert restart_lines(report({"http://a": 2, "http://b": 3}, Outcome.ROLLED_BACK)) == [
         "restarts: http://a 2, http://b 3 (needed: at most 2 each)",
         "warning: http://b restarted 3 times; a rotation that is rolled back restarts a server at most twice",
     ]
