@@ -19,6 +19,7 @@ from goatherd.errors import IllegalStepError, NodeRefusedError, NotAdoptedError,
 from goatherd.identity.session import OwnedSession
 from goatherd.operations.workload import Workload
 from goatherd.plugins import policy_text
+from goatherd.remote_keys import RootSigners
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.machine import Phase, Policy
@@ -96,7 +97,7 @@ async def health_of(cluster: Herd, number: int = 0) -> dict[str, Any]:
 
 
 async def go_direct(cluster: Herd, uri: str, **options: Any) -> None:
-    async with rotator_of(cluster) as rotator:
+    async with rotator_of(cluster, signers=RootSigners([uri])) as rotator:
         async with asyncio.timeout(HANG):
             while (await rotator.plan(anchor=AnchorChoice(signer=uri, is_direct=True))).obstacles:
                 await asyncio.sleep(0.05)  # the servers check their signers
@@ -110,7 +111,7 @@ async def test_a_cluster_enters_direct_mode_replaces_the_key_and_leaves_it_twice
     third = await new_key(tmp_path / "third.json")
     async with herd(tmp_path, count=2, root_signers=[first, second, third]) as cluster:
         load = Workload(cluster.urls, clients=3)
-        async with load, rotator_of(cluster) as rotator:
+        async with load, rotator_of(cluster, signers=RootSigners([first, second, third])) as rotator:
             began = load.now()
             await go_direct(cluster, first)
             document = await cluster.document()
@@ -262,7 +263,7 @@ async def test_in_direct_mode_the_signer_revokes_an_earlier_root_and_reissues_it
         await nodes[0].push(NOTES, [note], user)
         await go_direct(cluster, uri)
         policy = Policy(adoption=ADOPTION, settle=ADOPTION, node_timeout=ANSWER)
-        revoker = Revoker(cluster.provider, "root", nodes, policy=policy)
+        revoker = Revoker(cluster.provider, "root", nodes, policy=policy, signers=RootSigners([uri]))
         current = (await cluster.document()).current.id
         with pytest.raises(IllegalStepError, match="direct mode"):
             await revoker.revoke(current, reason="a test")

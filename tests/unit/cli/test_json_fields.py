@@ -220,9 +220,6 @@ def revocation_with_a_server(stage: Stage) -> None:
         stage.run("status", *node, "--node", agent)
     stage.run("rotate", "--resume", *node)
     stage.run("status", *node)
-    stage.run("rotate", "--to", "published", *node)
-    stage.run("rotate", "--cancel", *node)
-    stage.run("status", *node)
     root = stage.goatherd("show", "--provider", stage.store, "--json").json["current"]["id"]
     stage.run("revoke", root, "--plan", "--distrust", server.url, *node)
     stage.run("revoke", root, "--reason", "stolen", "--yes", *node)
@@ -230,6 +227,8 @@ def revocation_with_a_server(stage: Stage) -> None:
     assert stage.goatherd("restore", "--to", "published", "--provider", stage.store, *node).code == 0
     stage.run("show")
     anchored(stage)
+    stage.run("rotate", "--cancel", *node)
+    stage.run("status", *node)
 
 
 def door(stage: Stage) -> None:
