@@ -127,11 +127,12 @@ def anchored(stage: Stage) -> None:
     stage = replace(stage, store=f"file://{stage.directory}/anchored/root")
     made = stage.goatherd("init", "--anchor", first, "--create-key", "--provider", stage.store)
     assert made.code == 0, made.err
-    for choice in (("--anchor", second, "--create-key"), ("--remove-anchor",)):
-        stage.run("rotate", *choice, "--to", "prepared", "--unsafe-without-nodes")
-        stage.run("show")
-        stage.run("rotate", "--cancel", "--unsafe-without-nodes")
-    stage.run("status")
+    with patch.dict(os.environ, {"GOATHERD_SIGNERS": f"{first} {second}"}):
+        for choice in (("--anchor", second, "--create-key"), ("--remove-anchor",)):
+            stage.run("rotate", *choice, "--to", "prepared", "--unsafe-without-nodes")
+            stage.run("show")
+            stage.run("rotate", "--cancel", "--unsafe-without-nodes")
+        stage.run("status")
     stage.run("rotate", "--drop-lost-anchor")
 
 
