@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from goatherd.agent.restart_rules import reasons_to_restart
 from goatherd.cluster.node import Sendable
-from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.cluster.server_answers import PeerReport, ServerIdentity
 from goatherd.errors import (
     DecodeError,
     ExpiredSessionError,
@@ -231,6 +231,14 @@ class HerdNode:
     def known_peers(self) -> list[HerdNode]:
         """Return the other nodes that it synchronizes with."""
         return [peer for peer in (self._herd.nodes if self.peers is None else self.peers) if peer is not self]
+
+    async def list_peers(self, signer: OwnedSession, now_ms: int | None = None) -> tuple[PeerReport, ...]:
+        self._arrive("peers")
+        if self.unmodified or not self._admit(signer).is_root:
+            raise NodeRefusedError(f"{self.base_url}: status 403", status=403)
+        return tuple(
+            [PeerReport(is_online=True, instances=(one.instance,), url=one.base_url) for one in self.known_peers()]
+        )
 
     async def refresh(
         self,

@@ -27,9 +27,11 @@ from goatherd.clock import Clock, RemoteClock, SystemClock, read_http_date
 from goatherd.cluster.node import Sendable
 from goatherd.cluster.server_answers import (
     HeldCommit,
+    PeerReport,
     ServerIdentity,
     make_printable,
     read_entries,
+    read_peers,
     read_refresh,
     read_sync_reply,
     read_texts,
@@ -403,6 +405,20 @@ class NodeClient:
             return None
         self._check_status("POST", path, response)
         return self._parse_answer(path, response, read_refresh)
+
+    async def list_peers(self, signer: OwnedSession, now_ms: int | None = None) -> tuple[PeerReport, ...]:
+        """Return the server's peers with their URLs (``POST /goatherd/v1/peers``).
+
+        Args:
+            signer: A root that the server trusts; it signs the request.
+            now_ms: The time to sign with; the client's clock by default.
+
+        Raises:
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
+                server.
+        """
+        return await self._post_json("/goatherd/v1/peers", {}, signer, now_ms, read_peers)
 
     async def held(
         self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
-from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.cluster.server_answers import PeerReport, ServerIdentity
 from goatherd.identity.session import OwnedSession, Session
 
 
@@ -42,6 +42,8 @@ class Node(Protocol):
     async def identity(self) -> ServerIdentity | None: ...
 
     async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None: ...
+
+    async def list_peers(self, signer: OwnedSession, now_ms: int | None = None) -> tuple[PeerReport, ...]: ...
 
     async def create_session(self) -> tuple[OwnedSession, list[Session]]: ...
 
@@ -81,6 +83,8 @@ class NodeView:
         is_shared: Several server processes answer at this URL in turn, as behind a load balancer.
         partners: Ids of the server processes with which the server has recently synchronized, as it reports.
         is_partner_unknown: The server has a peer whose process id or reachability it does not know.
+        unlisted_peers: The server's peers that accept its requests, and so trust its root, and are no listed servers:
+            their URLs, as it reports them to a root.
         signs_with: Id of the root that signs at the server: a Goatherd server reports it, and the commits of an
             unmodified server prove it.
         holds_earlier: Ids of previous roots that are to be removed from the document, and whose introduction by the
@@ -103,6 +107,7 @@ class NodeView:
     is_shared: bool = False
     partners: frozenset[str] | None = None
     is_partner_unknown: bool = False
+    unlisted_peers: tuple[str, ...] = ()
     trusts_next: bool | None = None
     holds_introduction: bool | None = None
     signs_with: str | None = None

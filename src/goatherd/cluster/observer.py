@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import combinations
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -33,7 +33,7 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.flow_probe import probe_flow
 from goatherd.cluster.node import FlowProbe, Node, NodeSource, NodeView
 from goatherd.cluster.process_mark import TOO_OLD_AFTER, MarkState, ProcessMark, find_mark, leave_mark
-from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.cluster.server_answers import PeerReport, ServerIdentity
 from goatherd.cluster.session_queries import (
     ExpectedCommit,
     find_session_commit,
@@ -277,7 +277,34 @@ class Observer:
         await self.refresh_nodes()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._observe_node(url, question)) for url in self.nodes]
-        return tuple([task.result() for task in tasks])
+        views = [task.result() for task in tasks]
+        # A peer may be a listed server by another URL. Only the processes of all listed servers can show that, and the
+        # process of a server under an agent, or behind a load balancer, is not known.
+        processes = [self._processes.get(url) for url in self.nodes]
+        are_known = all(processes) and not any(one.is_shared or one.report.agent is not None for one in views)
+        if not question.answers or not are_known:
+            return tuple(views)
+        listed = frozenset(one for each in processes for one in each or ())
+        return tuple(await asyncio.gather(*(self._find_unlisted_peers(one, listed, question.asker) for one in views)))
+
+    async def _find_unlisted_peers(self, view: NodeView, listed: frozenset[str], asker: OwnedSession) -> NodeView:
+        """Return the view with the URLs of those peers of the server that answer it and are not among the listed ones.
+
+        The server reports the processes of its peers to everybody, and their URLs to a root only.
+        """
+
+        def is_unlisted(peer: PeerReport) -> bool:
+            return peer.is_online is True and bool(peer.instances) and listed.isdisjoint(peer.instances)
+
+        if not any(is_unlisted(one) for one in view.report.peers or ()) or view.trusts_current is not True:
+            return view
+        try:
+            async with asyncio.timeout(self._timeout.total_seconds()):
+                peers = await self.nodes[view.url].list_peers(asker, self._clock.now_ms())
+        except (NodeError, TimeoutError) as error:
+            return replace(view, problem=f"did not report its peers: {error}")
+        found = [one.url for one in peers if one.url and one.url not in self.nodes and is_unlisted(one)]
+        return replace(view, unlisted_peers=tuple(found))
 
     async def call_each(self, urls: Iterable[str], call: Callable[[Node], Awaitable[object]]) -> None:
         """Run `call` for each of the given servers, concurrently, each within the timeout.

@@ -153,10 +153,12 @@ class PeerReport:
     Attributes:
         is_online: Whether the peer's last answer was valid; None before the first answer.
         instances: Ids of the server processes that have recently answered at the peer's URL.
+        url: The peer's URL; None in a report to a caller that no root has authorized.
     """
 
     is_online: bool | None
     instances: tuple[str, ...]
+    url: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,6 +381,15 @@ def read_entries(answer: object, member: str) -> list[Any]:
     return found
 
 
+def read_peers(answer: object) -> tuple[PeerReport, ...]:
+    """Parse the answer to ``POST /goatherd/v1/peers``.
+
+    Raises:
+        DecodeError: The answer is invalid.
+    """
+    return _Members(_read_mapping(answer)).of("peers", _read_peers) or ()
+
+
 def read_refresh(answer: object) -> dict[str, Any]:
     """Parse the answer to ``POST /goatherd/v1/refresh``; return its members ``generation`` and ``changed``, if present.
 
@@ -527,7 +538,8 @@ def _read_peers(value: object) -> tuple[PeerReport, ...]:
     for one in _read_entries(value):
         read = _Members(_read_mapping(one))
         instances = tuple([_short_id(each) for each in read.of("instances", _read_entries) or ()])
-        found.append(PeerReport(is_online=read.of("online", _read_bool), instances=instances))
+        url = read.of("url", _read_id)
+        found.append(PeerReport(is_online=read.of("online", _read_bool), instances=instances, url=url))
     return tuple(found)
 
 

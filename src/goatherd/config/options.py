@@ -277,8 +277,8 @@ class Options:
         form="list of URLs",
     )
     rotation_distrust: tuple[str, ...] = _option(
-        "URLs of servers to ignore when they report a later identity than the store holds. Such a report of any "
-        "other server stops every command that writes.",
+        "URLs of servers to ignore when they report a later identity than the store holds, or when they are peers "
+        "of listed servers and not listed themselves. Any other such server stops the commands that write.",
         (),
         parse=values.parse_urls,
         form="list of URLs",

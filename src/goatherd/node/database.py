@@ -75,6 +75,7 @@ from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.unused_session_exchange import UnusedSessionExchange
 from goatherd.node.unused_sessions import MAX_UNUSED, UNUSED_LOG, UnusedSessions
 from goatherd.remote_keys import MOST_AT_ONCE, RootSigners, run_remote
+from goatherd.server_url import masked
 from goatherd.serving.caller_limiter import LONGEST_PAUSE
 from goatherd.serving.caller_limits import Rate, TokenBuckets
 from goatherd.serving.signals import cancel_tasks
@@ -232,6 +233,10 @@ class _RepositoryView:
         if commit is None:
             raise KeyError(commit_id)
         return commit.encoded
+
+
+def _describe_peer(peer: PeerStatus) -> dict[str, Any]:
+    return {"online": peer.online if peer.was_tried else None, "instances": list(peer.instances)}
 
 
 class DatabaseRepository:
@@ -820,6 +825,17 @@ class Database:
         answer = {"generation": self._settings.settings.document.generation, "changed": changed}
         return Response(status=200, body=to_json_bytes(answer), content_type=_JSON)
 
+    async def answer_peers(self, body: bytes, header: str | None) -> Response:
+        """Answer ``POST /goatherd/v1/peers``: the peers with their URLs, if a root signed the request.
+
+        SECURITY: the public report leaves the URLs out, so only a root gets them (tests/unit/node/test_server.py).
+        """
+        path = "/goatherd/v1/peers"
+        if refusal := await refuse_unless_root(self.engine, path, body, header, now_ms=self.now_ms()):
+            return refusal
+        peers = [{**_describe_peer(one), "url": masked(one.url)} for one in self.peers]
+        return Response(status=200, body=to_json_bytes({"peers": peers}), content_type=_JSON)
+
     @property
     def document(self) -> IdentityDocument:
         """The identity document that this database uses at present, including private keys."""
@@ -877,10 +893,7 @@ class Database:
             "data": None if (data := self.data) is None else data.to_json(),
             "instance": self.instance,
             # URLs are left out: callers of this public endpoint need not learn where the other servers are.
-            "peers": [
-                {"online": peer.online if peer.was_tried else None, "instances": list(peer.instances)}
-                for peer in self.peers
-            ],
+            "peers": [_describe_peer(one) for one in self.peers],
             "nowMs": self.now_ms(),
             # Before a rotation into direct mode, each server must report that it can sign with the next root.
             "rootSigners": self._root_signers.states,

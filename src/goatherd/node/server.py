@@ -449,6 +449,7 @@ class Server:
                     return response
             answers: dict[str, Callable[[bytes, str | None], Awaitable[Response]]] = {
                 "/goatherd/v1/refresh": database.answer_refresh,
+                "/goatherd/v1/peers": database.answer_peers,
                 "/goatherd/v1/held": database.frozen_commits.answer_held,
                 "/goatherd/v1/lacking": database.frozen_commits.answer_lacking,
                 "/goatherd/v1/frozen": database.frozen_commits.answer_put,

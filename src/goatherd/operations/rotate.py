@@ -44,7 +44,6 @@ from goatherd.rotation.plan import Plan
 from goatherd.rotation.policy import Policy, check_lifetime, check_rotation_servers, check_servers_listed
 from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.rotation.rotator import Rotator
-from goatherd.rotation.store_history import check_distrusted
 
 if TYPE_CHECKING:
     from goatherd.signers.verified import VerifiedSigner
@@ -435,7 +434,6 @@ async def drop_lost_anchor(
         async with record_run(opened, "rotate", asked, audit_log) as journal:
             servers = await resolve_nodes(clients)
             observer = Observer(servers, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=opened.org)
-            check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)
             listener = notify_each(on_event, journal.record_event)
             identity = IdentityWriter(
                 opened.provider,

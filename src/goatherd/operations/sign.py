@@ -28,7 +28,7 @@ from goatherd.providers.values import CURRENT, VersionId
 from goatherd.remote_keys import RootSigners, call_signing
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import Ask, read_earlier
-from goatherd.rotation.store_history import check_distrusted, check_store_history
+from goatherd.rotation.store_history import check_store_history
 from goatherd.times import format_utc
 
 
@@ -122,7 +122,6 @@ async def repair_signature(
     async with record_run(store, "sign", asked, audit_log) as journal:
         servers = await resolve_nodes(nodes)
         observer = Observer(servers, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=store.org)
-        check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)
         written = await write(
             store.provider,
             store.secret_id,

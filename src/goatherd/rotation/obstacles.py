@@ -65,6 +65,7 @@ class ObstacleKind(StrEnum):
     NO_FLOW = "no synchronization"
     NAMED_TWICE = "named twice"
     SHARED_URL = "several servers at one URL"
+    UNLISTED_PEER = "server that is not listed"
     CLOCK = "clock"
     OWN_CLOCK = "clock of this machine"
     QUORUM = "quorum"
@@ -408,6 +409,7 @@ def _of_the_policy(observation: Observation, policy: Policy, *, is_restore: bool
     except ConfigurationError as error:
         yield Obstacle(kind=ObstacleKind.QUORUM, text=str(error), hint=error.hint)
     if not policy.unlisted:
+        yield from _of_unlisted_peers(observation, policy)
         for node in observation.nodes:
             if node.is_shared:
                 yield Obstacle(
@@ -424,6 +426,26 @@ def _of_the_policy(observation: Observation, policy: Policy, *, is_restore: bool
         check_lifetime(policy, unmodified=[node.url for node in observation.nodes if node.is_unmodified])
     except LifetimeError as error:
         yield Obstacle(kind=ObstacleKind.LIFETIME, text=str(error), hint=error.hint)
+
+
+def _of_unlisted_peers(observation: Observation, policy: Policy) -> Iterator[Obstacle]:
+    if observation.are_nodes_discovered:
+        return  # the next observation discovers a server that has just joined
+    reporters: dict[str, list[str]] = {}
+    for node in observation.nodes:
+        if node.url not in policy.distrust:
+            for peer in node.unlisted_peers:
+                if peer not in policy.distrust:
+                    reporters.setdefault(peer, []).append(node.url)
+    for peer, urls in reporters.items():
+        yield Obstacle(
+            kind=ObstacleKind.UNLISTED_PEER,
+            text=f"{peer}, a peer of {_join_names(urls)}, trusts the same root and is not listed: a rotation does not"
+            " wait for it",
+            hint=f"List it with --node {peer}. To leave it out, name it with --distrust {peer}. If servers cannot be"
+            " reached from here, give --unlisted TIME, such as 5m: how long they may take to read the store.",
+            nodes=tuple(urls),
+        )
 
 
 def _of_the_list(observation: Observation, policy: Policy) -> Iterator[Obstacle]:

@@ -64,7 +64,6 @@ from goatherd.rotation.observation import make_store_view
 from goatherd.rotation.obstacles import Obstacle, ObstacleKind, find_obstacles
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.polling import Polling
-from goatherd.rotation.store_history import check_distrusted
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
 OBSTACLES: Final = frozenset(
@@ -185,7 +184,6 @@ class Replacer:
             ProviderError: The store failed. Run the replacement again.
         """
         self._identity.forget()
-        check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
         # If the store does not answer at all, nothing has begun, and the operator gets the error at once.
         first, _ = await self._identity.read()
         self.policy.check_new_root(has_anchor=first.anchor is not None)

@@ -139,7 +139,7 @@ from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum, check_rotation_servers
 from goatherd.rotation.polling import Polling
 from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
-from goatherd.rotation.store_history import check_distrusted, find_later_versions
+from goatherd.rotation.store_history import find_later_versions
 from goatherd.stores import FollowerView, RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -1083,7 +1083,6 @@ class Rotator:
         from before the last rotation began or ended.
         """
         self._identity.forget()
-        check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
         return await self._identity.check_history(await self._read_document(), read=self._read_document)
 
     async def _observe_followers(self, *, catch_up: bool) -> tuple[FollowerView, ...]:

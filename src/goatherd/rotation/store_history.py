@@ -23,7 +23,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from goatherd.clock import Clock
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
-    ConfigurationError,
     GenerationError,
     IdentityError,
     SecretNotFoundError,
@@ -161,20 +160,3 @@ async def find_later_versions(
                 " make it current again with the store's own tools"
             )
     return tuple(found)
-
-
-def check_distrusted(distrust: Collection[str], listed: Collection[str]) -> None:
-    """Check that each server whose reports are to be ignored is listed, since a mistyped URL would have no effect.
-
-    Args:
-        distrust: URLs of the servers whose reports are to be ignored.
-        listed: URLs of all servers; empty if they are discovered, or if none is listed.
-
-    Raises:
-        ConfigurationError: A distrusted URL is not listed.
-    """
-    if listed and (strangers := sorted(set(distrust) - set(listed))):
-        raise ConfigurationError(
-            f"--distrust takes listed servers only, not {', '.join(strangers)}",
-            hint=f"Listed servers: {', '.join(listed)}.",
-        )

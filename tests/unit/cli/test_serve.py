@@ -156,6 +156,29 @@ def test_by_default_the_log_has_one_line_for_a_new_root_a_lost_and_a_found_peer(
     assert f"before={made['current']['id']}" in server.stderr.read_text()
 
 
+@pytest.mark.slow
+def test_a_peer_that_trusts_the_root_must_be_listed_for_a_rotation(
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path, apart: None
+) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    other = serve("--provider", store, "--data", str(tmp_path / "two"))
+    server = serve("--provider", store, "--data", str(tmp_path / "one"), "--peer", other.url)
+    cluster = ("--provider", store, "--node", server.url)
+    text = f"{other.url}, a peer of {server.url}, trusts the same root and is not listed"
+    until = time.monotonic() + HANG
+    while text not in goatherd("status", *cluster).out:
+        assert time.monotonic() < until, "the server has not reached its peer"
+    refused = goatherd("rotate", *cluster)
+    assert refused.code == EXIT_CODES["rotation"]
+    assert text in refused.err
+    assert f"--node {other.url}" in refused.err
+    assert text in goatherd("doctor", *cluster).out
+    assert goatherd("rotate", *cluster, "--node", other.url).code == 0
+    assert text in goatherd("restore", *cluster).err
+    # Servers that are not listed get time to read the store.
+    assert goatherd("rotate", *cluster, "--unlisted", "1s").code == 0
+
+
 def await_event(server: Serving, event: str) -> None:
     """Wait until a server has logged an event; the deadline only catches a hang."""
     until = time.monotonic() + 60

@@ -523,6 +523,21 @@ async def test_only_a_root_may_have_the_settings_looked_at(http: httpx2.AsyncCli
     assert await client.refresh(signer) == {"generation": 1, "changed": False}
 
 
+async def test_only_a_root_gets_the_urls_of_the_peers(tmp_path: Path, signer: OwnedSession) -> None:
+    peer = "http://127.0.0.1:1"
+    provider = await store_of(document_of(signer))
+    async with Server(tmp_path, settings_of(provider), peers=[peer]) as server, client_of(server) as http:
+        client = NodeClient("http://node", http=http)
+        assert peer not in (await http.get("/goatherd/v1/identity")).text
+        user, _ = await client.create_session()
+        for stranger in (user, root("stranger")):
+            with pytest.raises(NodeRefusedError) as refusal:
+                await client.list_peers(stranger)
+            assert refusal.value.status == 403
+        assert (await http.post("/goatherd/v1/peers", content=b"{}")).status_code == 403
+        assert [one.url for one in await client.list_peers(signer)] == [peer]
+
+
 async def test_sessions_in_the_log_that_no_root_signed_are_not_trusted_after_a_start(
     tmp_path: Path, signer: OwnedSession
 ) -> None:

@@ -251,7 +251,7 @@ async def test_a_server_that_restarts_between_two_answers_is_one_server(make_her
     first, second, third = herd.nodes
     for before in ([first], [first] * 2, [first] * 6, [first, *[second] * 4], [first, second, second]):
         nodes = [Balancer(chain(before, repeat(third)))]
-        assert not [one for one in (await rotator_for(herd, nodes=nodes).plan()).obstacles if "in turn" in one.text]
+        assert not [one for one in (await rotator_for(herd, nodes=nodes).plan()).obstacles if "in turn" in one]
 
 
 async def test_a_quorum_of_more_servers_than_are_listed_is_refused(make_herd: MakeHerd) -> None:

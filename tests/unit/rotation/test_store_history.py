@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from goatherd.cluster.server_answers import ServerIdentity
-from goatherd.errors import ConfigurationError, DecodeError, NodeUnreachableError, StoreWentBackError
+from goatherd.errors import DecodeError, NodeUnreachableError, StoreWentBackError
 from goatherd.identity.document import IdentityDocument, Phase, document_digest, encode_document
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import CURRENT
@@ -208,12 +208,6 @@ async def test_servers_that_do_not_answer_stop_no_retirement(make_herd: MakeHerd
     herd.clock.turn(POLICY.poll_max)
     report = await rotator_for(herd, policy=replace(POLICY, grace=POLICY.poll_min)).retire()
     assert report.destroyed
-
-
-async def test_only_listed_servers_are_distrusted(make_herd: MakeHerd) -> None:
-    herd = await make_herd()
-    with pytest.raises(ConfigurationError, match="not http://nobody"):
-        await rotator_for(herd, policy=replace(POLICY, distrust=frozenset({"http://nobody"}))).rotate()
 
 
 async def test_a_version_id_that_is_given_again_is_not_written_over(make_herd: MakeHerd) -> None:

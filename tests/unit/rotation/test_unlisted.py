@@ -16,6 +16,7 @@ from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, rotator
 
 INTERVAL = timedelta(seconds=10)
 ALLOWED = replace(POLICY, unlisted=unlisted_for(INTERVAL))
+EXCEPTED = replace(POLICY, distrust=frozenset({"http://node-2"}))
 
 
 def without_sync_until_b_signs(herd: Herd) -> None:
@@ -37,7 +38,7 @@ async def test_a_server_that_is_not_listed_trusts_b_before_b_signs(make_herd: Ma
     herd = await make_herd(refresh_interval=INTERVAL)
     without_sync_until_b_signs(herd)
     trusted: list[bool] = []
-    rotator = rotator_for(herd, nodes=herd.nodes[:2], policy=ALLOWED if is_allowed_for else POLICY)
+    rotator = rotator_for(herd, nodes=herd.nodes[:2], policy=ALLOWED if is_allowed_for else EXCEPTED)
 
     def told(event: Event) -> None:
         if isinstance(event, PhaseEntered) and event.phase is Phase.ACTIVATED:
