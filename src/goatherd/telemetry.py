@@ -54,7 +54,7 @@ class Event(StrEnum):
     SETTINGS_WATCH_LOST = "settings.watch_lost"
     """The store no longer notifies the server of changes, so the server polls it at the usual interval."""
     STORES_BEHIND = "stores.behind"
-    """The store of a region holds an earlier identity than the one in use, or one with another history."""
+    """The store of a region holds an identity that is earlier than the one in use, untrusted, or of another history."""
     STORES_UNREACHABLE = "stores.unreachable"
     """The store of a region did not answer; those of the other regions are read."""
     STORES_RECOVERED = "stores.recovered"

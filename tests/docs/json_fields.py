@@ -245,7 +245,8 @@ OBJECTS: Final[dict[str, Fields]] = {
         "generation": Field("integer or null", "Generation of the store's identity document."),
         "labels": Field("map of string", "Id of the version that each label points at."),
         "standing": Field(
-            "string or null", "`same`, `behind` or `another history`, compared with the latest identity in any store."
+            "string or null",
+            "`same`, `behind`, `another history` or `untrusted`, compared with the latest identity in any store.",
         ),
         "inStep": Field("boolean", "Whether the store holds the latest identity, with the right labels."),
         "lagSince": Field(

@@ -44,13 +44,13 @@ def stores(app: App, action: str, region: str | None, force_generation: bool) ->
 
     `status`, the default, shows each region's store, or the single store: whether it answers, its generation and
     labels, and since when it lags. `sync` updates every follower to what the primary store holds; it never overwrites a
-    later identity.
+    later or an untrusted identity.
 
     `promote REGION` makes a follower the primary store. The follower must hold the highest generation that any store or
     listed server has shown. The command writes a new version to this store, and prints the [stores] section for
     goatherd.toml.
 
-    The exit code is 11 if a store does not answer, lags, or holds another history.
+    The exit code is 11 if a store does not answer, lags, or holds another history or an untrusted identity.
     """
     if (region is not None) != (action == "promote"):
         needs = "promote needs the region of a follower" if region is None else f"{action} takes no region"

@@ -172,7 +172,8 @@ async def _check_regions(store: Store) -> list[Check]:
             text = f"{where} holds generation {one.generation}, the latest one"
             checks.append(Check(name, OK, text))
             continue
-        level = FAILED if one.replication is None or one.standing is Standing.SPLIT else WARNING
+        is_other = one.standing in (Standing.SPLIT, Standing.UNTRUSTED)
+        level = FAILED if one.replication is None or is_other else WARNING
         checks.append(Check(name, level, f"{where}: {one.problem}", one.hint))
         if one.standing is Standing.SPLIT:
             split.append(one)

@@ -46,7 +46,7 @@ from goatherd.stores import (
     StoreMember,
     compare_documents,
 )
-from goatherd.stores.members import describe_promotion, find_secret_id
+from goatherd.stores.members import describe_promotion, describe_untrusted, find_secret_id
 from goatherd.stores.promotion import Objection, find_objections
 
 TIMEOUT = timedelta(seconds=10)
@@ -65,8 +65,8 @@ class RegionState:
         scheme: URI scheme of the store.
         replication: Whether the platform or Goatherd copies the identity here; None for the primary store.
         generation: The generation of the identity in this store; None if it is not known.
-        standing: How this identity compares with the latest one in any store (same, behind, or another history); None
-            if it is not known.
+        standing: How this identity compares with the latest one in any store (same, behind, another history, or
+            untrusted: neither follows from the other's roots); None if it is not known.
         labels: For each label, the id of the version that it points at.
         lag_since_ms: When the first change that this store lacks was written, in milliseconds since 1970; None if no
             change is missing, or if the time is not known.
@@ -199,6 +199,12 @@ def _compare_region(
         return replace(state, problem=problem, hint=_hint_for(state, newest))
     if standing is Standing.SPLIT:
         return replace(state, problem=f"another history than region {newest.region}", hint=_SPLIT_HINT)
+    if standing is Standing.UNTRUSTED:
+        problem = (
+            f"holds generation {state.generation}, and region {newest.region} generation {latest.generation}: neither"
+            " follows from the other's roots, so neither is the later one"
+        )
+        return replace(state, problem=problem, hint=describe_untrusted(state.region))
     if view is not None and not view.is_in_step and not view.is_later:
         return replace(state, problem=view.problem, hint=view.hint)
     return state
@@ -297,7 +303,7 @@ async def sync_stores(
     async with record_run(store, "stores", {"action": "sync"}, audit_log):
         before = await stores.observe(store.secret_id)
         # AWS does not replicate over a secret of its own, and reports the replication as failed from then on.
-        differing = {one.region for one in before if one.is_later or one.is_split}
+        differing = {one.region for one in before if one.is_later or one.is_split or one.is_untrusted}
         added = await stores.add_replicas(store.secret_id, without=differing)
         until = clock.monotonic() + patience.total_seconds()
         while True:
@@ -376,9 +382,11 @@ async def promote_store(
     document = decode_document(found.value.reveal(), store.signers.sign)
     seen, unseen = await _gather_evidence(stores, store.secret_id, region, nodes)
     await _check_signature(member, inner, document, nodes, time)
-    await _check_trusted(member, inner, document, nodes, time)
+    is_trusted = await _check_trusted(member, inner, document, nodes, time)
     mark = DocumentMark.from_document(document)
     objections = find_objections(mark, seen)
+    if is_trusted:  # the other store, not this one, holds what an attacker wrote
+        objections = tuple(one for one in objections if one.standing is not Standing.UNTRUSTED)
     if objections and not force:
         raise PromotionRefusedError(
             f"region {region} holds generation {mark.generation}, but {'; '.join(one.text for one in objections)}",
@@ -413,7 +421,10 @@ async def promote_store(
             await member.provider.promote_replica(inner)
         # Only a rotation in progress can be rolled back to it.
         stable = None if document.rotation is None else await _read_stable(member.provider, inner)
-        above = max([document.generation, *(one.generation for one in seen.values())])
+        # SECURITY: an attacker's generation, which may be above any that servers follow, does not count
+        # (tests/unit/stores/test_foreign_identity.py).
+        counting = [one.generation for one in objections if one.standing is not Standing.UNTRUSTED]
+        above = max([document.generation, *counting])
         changed = await call_signing(
             record_promotion, document, time.now_ms(), region=region, above=above, stable_version=stable
         )
@@ -454,8 +465,8 @@ async def _check_signature(
 
 async def _check_trusted(
     member: StoreMember, secret_id: str, document: IdentityDocument, nodes: NodeDirectory | None, clock: Clock
-) -> None:
-    """Check that a server trusts the current root in a store, unless no server answers whether it does.
+) -> bool:
+    """Check that a server trusts the current root in a store; return whether one does, False if none answers.
 
     SECURITY: a writer of this store without a root's key can write an identity of their own, correctly signed. After a
     promotion, `goatherd stores sync` would copy this identity over that of the cluster
@@ -465,18 +476,18 @@ async def _check_trusted(
         PromotionRefusedError: Servers have answered, and none of them trusts the root.
     """
     if nodes is None:
-        return
+        return False
     root, digest, now_ms = document.current, source_digest(document), clock.now_ms()
     refusing = []
     for client in await nodes():
         with suppress(GoatherdError):  # the evidence names a server that does not answer
             answer = await client.identity()
             if answer is not None and answer.digest == digest:
-                return
+                return True
             if await client.answers(root):
-                return
+                return True
             if root.session.is_expired(now_ms) and answer is not None and root.id in (answer.roots or ()):
-                return  # servers reject requests of an expired root
+                return True  # servers reject requests of an expired root
             refusing.append(client.base_url)
     if refusing:
         raise PromotionRefusedError(
@@ -488,6 +499,7 @@ async def _check_trusted(
             hint="Find out who has written this identity. Promote a region whose root the servers trust; delete the"
             f" secret in region {member.region}, and `goatherd stores sync` fills it again.",
         )
+    return False
 
 
 async def _read_stable(provider: SecretProvider, secret_id: str) -> VersionId | None:

@@ -693,7 +693,7 @@ class Rotator:
             versions=versions,
             health=health,
             nodes_unknown=self._observer.unknown,
-            followers=followers,
+            followers=self._leave_untrusted(followers, nodes),
         )
         return observation, self._limit_times(document, version, nodes)
 
@@ -769,7 +769,7 @@ class Rotator:
             nodes_unknown=self._observer.unknown,
             flow=self._flow,
             are_nodes_discovered=self._observer.is_discovered,
-            followers=followers,
+            followers=self._leave_untrusted(followers, nodes),
         )
         flow = find_flow(nodes)
         if (
@@ -1096,6 +1096,23 @@ class Rotator:
         if not isinstance(self._provider, ReplicatedStore):
             return ()
         return await self._provider.observe(self._secret_id, catch_up=catch_up)
+
+    def _leave_untrusted(
+        self, followers: tuple[FollowerView, ...], nodes: Sequence[NodeView]
+    ) -> tuple[FollowerView, ...]:
+        """Let the stores with an untrusted identity lag, once a server has shown that it trusts the primary store's.
+
+        SECURITY: an attacker who can write one region's store must not stop a rotation
+        (tests/unit/stores/test_foreign_identity.py).
+        """
+        if not any(node.trusts_current for node in nodes):
+            return followers
+        left = [one for one in followers if one.is_untrusted and not one.is_allowed]
+        for one in left:
+            self._emit_event(StoreTroubled(error=f"the rotation continues without region {one.region}: {one.problem}"))
+        if left and isinstance(self._provider, ReplicatedStore):
+            self._provider.allow_lagging({one.region for one in left})
+        return tuple(replace(one, is_allowed=True) if one in left else one for one in followers)
 
     async def _read_document(self) -> IdentityDocument:
         return (await self._read_identity())[0]

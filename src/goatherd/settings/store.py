@@ -270,8 +270,7 @@ class CloudSecretSettings(SettingsSource):
             # A replica that lags must not stop a start while another region's store has the identity.
             known = await self._read_checkpoint()
             if known is not None:
-                mark = DocumentMark(generation=known.generation, digest=known.digest)
-                self._provider.note_used(self._secret_id, mark)
+                self._provider.note_used(self._secret_id, DocumentMark.from_checkpoint(known))
         try:
             found = await self._keeper.read_store(is_requested=True)
         except (ThrottledError, UnavailableError) as error:

@@ -94,6 +94,16 @@ def describe_promotion(holder: str, primary: str) -> str:
     )
 
 
+def describe_untrusted(region: str) -> str:
+    """Return what to do about a store in `region` whose identity does not follow from that in another store."""
+    return (
+        "An attacker wrote one of the two, or many rotations lie between them. Keep the identity whose root the servers"
+        f" trust: `goatherd doctor` shows whether they trust the primary store's. If they do, delete the secret in"
+        f" region {region}, and `goatherd stores sync` fills it again. If not, `goatherd stores promote {region}`"
+        " makes the other store the primary store."
+    )
+
+
 def combine_guarantees(members: Sequence[StoreMember]) -> Guarantees:
     """Return the guarantees of several stores together: those of the primary store, with these exceptions.
 

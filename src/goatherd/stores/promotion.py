@@ -31,6 +31,8 @@ class Objection:
         """The objection in words."""
         if self.standing is Standing.SPLIT:
             return f"{self.who} has generation {self.generation} with another history"
+        if self.standing is Standing.UNTRUSTED:
+            return f"{self.who} has generation {self.generation}, and neither follows from the other's roots"
         return f"{self.who} has generation {self.generation}"
 
 
@@ -45,5 +47,5 @@ def find_objections(candidate: DocumentMark, seen: Mapping[str, DocumentMark]) -
     return tuple(
         Objection(who=who, generation=seen[who].generation, standing=standing)
         for who, standing in standings.items()
-        if standing in (Standing.BEHIND, Standing.SPLIT)
+        if standing in (Standing.BEHIND, Standing.SPLIT, Standing.UNTRUSTED)
     )

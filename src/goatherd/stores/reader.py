@@ -2,8 +2,9 @@
 
 This is the only place that decides which store is read. Rules:
 
-- If a store's identity is earlier than the one in use, or has another history, the store is reported, and its identity
-  is not used.
+- If a store's identity is earlier than the one in use, has another history, or does not follow from the roots in use,
+  the store is reported, and the next one is read. Only if no store can be used, the caller gets what does not follow:
+  it may find the missing introductions in the logs of other servers.
 - A store that fails costs one timeout; after that, its circuit breaker skips it until the next probe is due.
 - A store may show the identity in use although another region's store shows a later one, because its replication has
   failed. So the other stores are read, too, after a caller has learned of a change (`expect_change`), and from time to
@@ -113,7 +114,8 @@ class _Secret:
         self.breakers = [new_breaker(interval) for _ in members]
         self.view_breakers = [new_breaker(interval) for _ in members]
         self.states = [StoreState(region=one.region, is_primary=one.is_primary) for one in members]
-        self.marks: dict[bytes, DocumentMark] = {}
+        self.judged: dict[bytes, tuple[Standing, DocumentMark]] = {}
+        """The results of comparisons with `used`, by the SHA-256 of the value."""
         self.rejected: tuple[bytes, float] | None = None
         """SHA-256 of the value that the caller has rejected last, and until when it is not compared any more."""
 
@@ -166,7 +168,8 @@ class RegionalReader(StoreGroup):
     def note_used(self, secret_id: str, mark: DocumentMark) -> None:
         """Record the identity that the caller uses now. From then on, no store with an earlier identity is followed."""
         known = self._secret(secret_id)
-        known.used = mark
+        known.used = replace(mark, document=None)  # the document holds private keys; the checkpoint holds none
+        known.judged.clear()
         known.states = [state if state.standing is None else replace(state, standing=None) for state in known.states]
 
     def note_rejected(self, secret_id: str, value: SecretBytes) -> None:
@@ -264,8 +267,8 @@ class RegionalReader(StoreGroup):
                 return found
             if standing is Standing.BEHIND:
                 lagging.append(f"region {member.region} holds generation {mark.generation if mark else '?'}")
-            else:
-                unfit = unfit or found
+            elif unfit is None or self._is_rejected(known, unfit.value):
+                unfit = found
         if unfit is not None:
             return unfit  # the caller refuses it, and says which rule it breaks
         if lagging and known.used is not None:
@@ -282,8 +285,8 @@ class RegionalReader(StoreGroup):
     ) -> tuple[StoreMember, SecretValue, DocumentMark] | None:
         """Return the identity of the first other store that shows a later one than that in use, and the store.
 
-        Stores that do not answer are skipped. Of the others, a store with a later identity is reported, and one that
-        had a problem when it was read before. A copy may lag for a moment, which is not reported.
+        Stores that do not answer are skipped. Of the others, a store with a later or an untrusted identity is reported,
+        and one that had a problem when it was read before. A copy may lag for a moment, which is not reported.
 
         Args:
             known: What is known of the secret.
@@ -302,16 +305,20 @@ class RegionalReader(StoreGroup):
                     why = f"no answer within {COMPARE_TIMEOUT.total_seconds():g} s"
                     breaker.record_failure(self.clock.monotonic(), call.error(UnavailableError, why))
                     continue
-                digest, until = known.rejected or (b"", 0.0)
-                if self.clock.monotonic() < until and hashlib.sha256(found.value.reveal()).digest() == digest:
+                if self._is_rejected(known, found.value):
                     self._report_state(known, index, problem="holds an identity that was rejected", is_reachable=True)
                     continue
                 standing, mark = self._compare_identity(known, found.value)
-                if standing is Standing.AHEAD or known.states[index].problem is not None:
+                if standing in (Standing.AHEAD, Standing.UNTRUSTED) or known.states[index].problem is not None:
                     self._record_standing(known, index, found.value)
                 if standing is Standing.AHEAD:
                     return member, replace(found, version=self._qualify_version(member, found.version)), mark
         return None
+
+    def _is_rejected(self, known: _Secret, value: SecretBytes) -> bool:
+        """Return whether the caller has rejected this value a short time ago."""
+        digest, until = known.rejected or (b"", 0.0)
+        return self.clock.monotonic() < until and hashlib.sha256(value.reveal()).digest() == digest
 
     async def _read_member(
         self, breaker: Breaker, member: StoreMember, call: Call, at: Label, attempts: int | None
@@ -334,10 +341,12 @@ class RegionalReader(StoreGroup):
             self._report_state(known, index, problem=f"the value is no identity document: {error}", is_reachable=True)
             return Standing.SPLIT, None
         # SECURITY: an identity that is earlier than the one in use, or has another history, is never used
-        # (tests/unit/stores/test_reader.py).
+        # (tests/unit/stores/test_reader.py); nor does an attacker's identity keep the other stores from being read
+        # (tests/unit/stores/test_foreign_identity.py).
         problem = {
             Standing.BEHIND: f"holds generation {mark.generation}, earlier than the one in use",
             Standing.SPLIT: f"holds generation {mark.generation}, which has another history than the one in use",
+            Standing.UNTRUSTED: f"holds generation {mark.generation}, which does not follow from the roots in use",
         }.get(standing)
         self._report_state(known, index, problem=problem, mark=mark, standing=standing, is_reachable=True)
         return standing, mark
@@ -349,13 +358,13 @@ class RegionalReader(StoreGroup):
             IdentityError: The value is no identity document.
         """
         digest = hashlib.sha256(value.reveal()).digest()
-        mark = known.marks.get(digest)
-        if mark is None:
+        if digest not in known.judged:
             mark = DocumentMark.from_document(decode_document(value.reveal()))
-            while len(known.marks) >= 2 * len(self.members):
-                del known.marks[next(iter(known.marks))]
-            known.marks[digest] = mark
-        return Standing.SAME if known.used is None else compare_documents(mark, known.used), mark
+            standing = Standing.SAME if known.used is None else compare_documents(mark, known.used)
+            while len(known.judged) >= 2 * len(self.members):
+                del known.judged[next(iter(known.judged))]
+            known.judged[digest] = standing, replace(mark, document=None)
+        return known.judged[digest]
 
     def _report_state(
         self,

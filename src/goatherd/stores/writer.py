@@ -6,7 +6,7 @@
 - Before a value is written, a label moved or a version destroyed, every follower must show the primary store's present
   `current` and `stable` (`observe`). So no change is made on top of one that a region has not seen.
 - A follower with ``replication = "goatherd"`` is written after the primary store, in the order of the configuration, by
-  compare-and-swap. A later identity there, or one with another history, is never overwritten.
+  compare-and-swap. A later identity there, one with another history, or an untrusted one is never overwritten.
 - A follower with ``replication = "platform"`` is only read; the platform's report on the replication counts, too.
 - If a process is killed after it wrote the primary store and before it wrote a follower, the next command updates this
   follower.
@@ -62,6 +62,7 @@ from goatherd.stores.members import (
     check_members,
     combine_guarantees,
     describe_promotion,
+    describe_untrusted,
     find_secret_id,
 )
 from goatherd.stores.reader import RegionalReader
@@ -85,7 +86,7 @@ class FollowerView:
         is_in_step: Whether the follower shows the primary store's `current` and `stable`.
         is_allowed: Whether the operator lets the follower lag (``--allow-lagging``).
         is_lasting: Whether waiting cannot help: the replication has failed, or the follower holds no identity document,
-            a later identity, or one with another history.
+            a later identity, one with another history, or an untrusted one.
         is_reachable: Whether the follower answered.
         is_denied: Whether the follower has denied access.
         generation: The generation of the follower's identity; None if it is not known.
@@ -118,6 +119,11 @@ class FollowerView:
     def is_split(self) -> bool:
         """Whether the follower and the primary store were changed independently."""
         return self.standing is Standing.SPLIT
+
+    @property
+    def is_untrusted(self) -> bool:
+        """Whether neither this follower nor the primary store holds an identity that follows from the other's roots."""
+        return self.standing is Standing.UNTRUSTED
 
     @property
     def is_holding(self) -> bool:
@@ -270,11 +276,15 @@ class ReplicatedStore(StoreGroup):
     def _leave_behind(self, holding: Sequence[FollowerView]) -> bool:
         if self._on_left is None or any(view.is_later or view.is_split for view in holding):
             return False
-        self.allowed |= {view.region for view in holding}
-        self._tolerate_lagging(self.allowed)
+        self.allow_lagging({view.region for view in holding})
         for view in holding:
             self._on_left(view)
         return True
+
+    def allow_lagging(self, regions: Collection[str]) -> None:
+        """Let the stores in `regions` lag from now on, as with ``--allow-lagging``."""
+        self.allowed |= set(regions)
+        self._tolerate_lagging(self.allowed)
 
     def _tolerate_lagging(self, regions: frozenset[str]) -> None:
         """Tell the primary store's provider that the replicas in `regions` may lag when it moves a label."""
@@ -420,7 +430,7 @@ class ReplicatedStore(StoreGroup):
     ) -> _Contents:
         """Write what a follower lacks of the primary store's `current` and `stable`, by compare-and-swap.
 
-        A follower that holds a later identity, or one with another history, is not changed.
+        A follower that holds a later identity, one with another history, or an untrusted one is not changed.
 
         Raises:
             ConflictError: Another process has changed the follower meanwhile.
@@ -434,9 +444,10 @@ class ReplicatedStore(StoreGroup):
             created = await provider.create(inner, primary.held[CURRENT].value)
             first = SecretValue(version=created, value=primary.held[CURRENT].value)
             found = _Contents({**found.held, CURRENT: first})
-        elif compare_documents(theirs, ours) in (Standing.AHEAD, Standing.SPLIT):
+        elif compare_documents(theirs, ours) in (Standing.AHEAD, Standing.SPLIT, Standing.UNTRUSTED):
             # SECURITY: a follower that holds a later identity, or one with another history, is not overwritten
-            # (tests/unit/stores/test_writer.py).
+            # (tests/unit/stores/test_writer.py); nor is one by a primary store with an attacker's identity
+            # (tests/unit/stores/test_foreign_identity.py).
             return found
         stable = primary.value_of(STABLE)
         if stable is not None and stable != primary.value_of(CURRENT):
@@ -670,7 +681,7 @@ def _compare_follower(
         return replace(view, problem="it does not hold the secret yet")
     standing = compare_documents(theirs, ours)
     view = replace(view, generation=theirs.generation, standing=standing)
-    if standing in (Standing.AHEAD, Standing.SPLIT):
+    if standing in (Standing.AHEAD, Standing.SPLIT, Standing.UNTRUSTED):
         text, hint = _describe_difference(view.region, standing, theirs, ours)
         return replace(view, is_lasting=True, problem=text, hint=hint)
     if state is not None and state.has_failed:
@@ -710,6 +721,12 @@ def _describe_difference(region: str, standing: Standing, theirs: DocumentMark, 
             " primary store. `goatherd stores sync` then brings the others forward."
         )
         return text, hint
+    if standing is Standing.UNTRUSTED:
+        text = (
+            f"it holds generation {theirs.generation} of an identity that no root in the primary store (generation"
+            f" {ours.generation}) leads to, or the other way round"
+        )
+        return text, describe_untrusted(region)
     text = (
         f"it holds generation {theirs.generation} with another history than generation {ours.generation} of the"
         " primary store"

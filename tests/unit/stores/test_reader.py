@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from goatherd.errors import ProviderAccessDeniedError, ProviderConfigurationError, StoreLagError, UnavailableError
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document, sign_document
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import correct_times, create_document
 from goatherd.providers.base import Call
@@ -18,7 +17,6 @@ from goatherd.settings import CloudSecretSettings
 from goatherd.stores import DocumentMark, RegionalReader, ReplicatedStore, Standing, compare_documents
 from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock
-from tests.unit.identity.make import owned
 from tests.unit.stores.regions import SECRET, Regions
 
 NOW_MS = FakeClock().now_ms()
@@ -161,19 +159,16 @@ async def test_an_identity_of_another_region_that_was_rejected_is_not_returned_b
     regions: Regions,
 ) -> None:
     reader = RegionalReader(regions.members(), region="us", interval=timedelta(minutes=1), clock=regions.clock)
-    async with CloudSecretSettings(SECRET, reader, clock=regions.clock) as settings:
-        await settings.load()
-        now_ms = regions.clock.now_ms()
-        forged = replace(create_document(owned("stranger"), now_ms), generation=2)
-        await write(regions, "ap", sign_document(forged, now_ms))
-        assert not await settings.refresh()
-        assert settings.status.is_degraded, "it is reported once"
-        for _ in range(3):
-            assert not await settings.refresh()
-            assert not settings.status.is_degraded
-        assert {state.region: state.is_followed for state in reader.states(SECRET)}["us"]
-        problems = [state.problem for state in reader.states(SECRET) if state.region == "ap"]
-        assert problems == ["holds an identity that was rejected"]
+    reader.note_used(SECRET, mark(FIRST))
+    await write(regions, "ap", SECOND)
+    reader.expect_change(SECRET)
+    assert await read(reader) == (2, "ap")
+    reader.note_rejected(SECRET, (await regions.ap.read(SECRET)).value)
+    for _ in range(3):
+        reader.expect_change(SECRET)
+        assert await read(reader) == (1, "us")
+    problems = {state.region: state.problem for state in reader.states(SECRET)}
+    assert (problems["us"], problems["ap"]) == (None, "holds an identity that was rejected")
 
 
 async def test_a_problem_of_a_store_that_is_read_no_more_ends(
