@@ -48,23 +48,18 @@ if TYPE_CHECKING:
     )
     from goatherd.operations.status import status
     from goatherd.plugins import open_provider
-    from goatherd.providers.aws import AWSSecretProvider
-    from goatherd.providers.azure import AzureSecretProvider
+    from goatherd.providers.aws.provider import AWSSecretProvider
+    from goatherd.providers.azure.provider import AzureSecretProvider
     from goatherd.providers.base import CloudSecretProvider, SecretProvider
-    from goatherd.providers.file import FileSecretProvider
-    from goatherd.providers.gcp import GCPSecretProvider
+    from goatherd.providers.file.provider import FileSecretProvider
+    from goatherd.providers.gcp.provider import GCPSecretProvider
     from goatherd.providers.memory import MemorySecretProvider
     from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
     from goatherd.rotation.policy import Policy, Quorum
     from goatherd.rotation.rotator import Rotator
-    from goatherd.settings import (
-        CloudSecretSettings,
-        DBSettings,
-        DBSettingsProvider,
-        FileSettings,
-        SettingsProvider,
-        settings_from_options,
-    )
+    from goatherd.settings.base import DBSettings, DBSettingsProvider, SettingsProvider
+    from goatherd.settings.file import FileSettings
+    from goatherd.settings.store import CloudSecretSettings, settings_from_options
     from goatherd.signers.verified import open_signer
     from goatherd.trust import TrustPool
 
@@ -162,23 +157,18 @@ _HOMES = {
     ),
     "operations.status": ("status",),
     "plugins": ("open_provider",),
-    "providers.aws": ("AWSSecretProvider",),
-    "providers.azure": ("AzureSecretProvider",),
+    "providers.aws.provider": ("AWSSecretProvider",),
+    "providers.azure.provider": ("AzureSecretProvider",),
     "providers.base": ("CloudSecretProvider", "SecretProvider"),
-    "providers.file": ("FileSecretProvider",),
-    "providers.gcp": ("GCPSecretProvider",),
+    "providers.file.provider": ("FileSecretProvider",),
+    "providers.gcp.provider": ("GCPSecretProvider",),
     "providers.memory": ("MemorySecretProvider",),
     "providers.values": ("Label", "SecretBytes", "SecretValue", "SecretVersion", "VersionId"),
     "rotation.policy": ("Policy", "Quorum"),
     "rotation.rotator": ("Rotator",),
-    "settings": (
-        "CloudSecretSettings",
-        "DBSettings",
-        "DBSettingsProvider",
-        "FileSettings",
-        "SettingsProvider",
-        "settings_from_options",
-    ),
+    "settings.base": ("DBSettings", "DBSettingsProvider", "SettingsProvider"),
+    "settings.file": ("FileSettings",),
+    "settings.store": ("CloudSecretSettings", "settings_from_options"),
     "signers.verified": ("open_signer",),
     "trust": ("TrustPool",),
 }

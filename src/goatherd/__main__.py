@@ -27,7 +27,7 @@ def _run_command_line() -> None:
             return
         except OSError:
             pass  # no reader, or a full disk: the command line writes the help again, and reports the error
-    from goatherd.garbage_collection import collect_rarely
+    from goatherd.serving.garbage_collection import collect_rarely
 
     collect_rarely()
     _leave_no_core()

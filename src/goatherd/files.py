@@ -236,7 +236,7 @@ def flag_for_link(path: Path) -> int:
 
     SECURITY: a process of root that works in another user's directory, such as an agent or a repair, must not follow a
     link of this user, which could lead to a file that only root may change (tests/unit/node/test_log_storage.py,
-    tests/unit/test_data_directory.py).
+    tests/unit/settings/test_data_directory.py).
     """
     try:
         status = path.lstat()

@@ -1,7 +1,7 @@
 """Generate random identifiers; no other module of Goatherd does.
 
 Pure modules take ids as arguments; their callers generate them here. The ids have the form of those that GoatDB takes
-from ``Math.random``, but come from the operating system's random source. `goatherd.derived_ids` derives ids from a
+from ``Math.random``, but come from the operating system's random source. `goatherd.wire.derived_ids` derives ids from a
 string.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 
-from goatherd.derived_ids import ALPHABET, LENGTH
+from goatherd.wire.derived_ids import ALPHABET, LENGTH
 
 _SEED_BITS = 53
 # Larger bytes are discarded, so that each character has the same probability: 252 is 7 times 36.

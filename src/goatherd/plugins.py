@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, PluginNotFoundError
-from goatherd.server_url import masked
+from goatherd.serving.server_url import masked
 
 if TYPE_CHECKING:
     from goatherd.providers.base import SecretProvider

@@ -18,7 +18,7 @@ from goatherd.agent.settings_file import SettingsFile
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.plugins import open_provider
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 
 from . import bare
 from .clients import SESSIONS

@@ -22,7 +22,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.remote_keys import RootSigners, sign_aside
 from goatherd.rotation.anchor_keys import AnchorKeys
 from goatherd.serving.caller_limits import CallerLimits, Rate
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.deadlines import ANSWER
 from tests.fakes.openbao import ROOT_TOKEN, BaoServer, find_bao
 

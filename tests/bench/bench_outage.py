@@ -28,7 +28,7 @@ from goatherd.identity.transitions import create_document
 from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.fakes.herd import FakeClock
 
 from .data import Data

@@ -25,7 +25,7 @@ from goatherd.plugins import open_provider
 from goatherd.rotation.policy import Policy
 from goatherd.serving.caller_limiter import Receive, Scope, Send
 from goatherd.serving.listener import HTTPListener
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from goatherd.web.access import PageAddress
 from goatherd.web.collector import Collector
 from goatherd.web.publisher import start_page_process

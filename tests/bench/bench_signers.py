@@ -12,8 +12,8 @@ from typing import Final
 
 from goatherd.signers import KeyCreator, Signer, VerifiedSigner
 from goatherd.signers.local import LocalSigner, SealSource
-from goatherd.signers.transit import TransitSigner
 from goatherd.signers.transit.address import parse_uri as parse_transit
+from goatherd.signers.transit.signer import TransitSigner
 from tests.fakes.openbao import ROOT_TOKEN, BaoServer, find_bao
 from tests.fakes.softhsm import PIN, SoftToken, find_softhsm
 
@@ -89,8 +89,8 @@ def _token(stack: AsyncExitStack, folder: Path) -> Signer | None:
     if library is None:
         return None
     try:
-        from goatherd.signers.pkcs11 import PKCS11Signer
         from goatherd.signers.pkcs11.address import parse_uri
+        from goatherd.signers.pkcs11.signer import PKCS11Signer
     except ImportError:
         return None
     tokens = folder / "tokens"

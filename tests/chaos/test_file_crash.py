@@ -17,7 +17,7 @@ import pytest
 
 from goatherd.errors import SecretNotFoundError
 from goatherd.files import System
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.values import STABLE, Label, VersionId
 
 DIED, FINISHED = 66, 0

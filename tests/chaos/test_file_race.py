@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.errors import ConflictError, GoatherdError
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from tests.fakes.racers import read_line, start_racer, write_line
 
 MODULE = "tests.chaos.test_file_race"

@@ -24,11 +24,11 @@ from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import decode_document
 from goatherd.node.server import Server
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.values import CURRENT, STABLE, VersionState
-from goatherd.providers.vault import VaultSecretProvider
 from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import TokenAuth
+from goatherd.providers.vault.provider import VaultSecretProvider
 from tests.cluster.herd import Herd, herd_around
 from tests.deadlines import ANSWER, HANG
 from tests.depth import STRIDE

@@ -27,7 +27,7 @@ from goatherd.identity.request_binding import RequestGuard
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
 from goatherd.node.server import Server, serve
-from goatherd.settings import FileSettings
+from goatherd.settings.file import FileSettings
 
 DAY_S = 86_400
 

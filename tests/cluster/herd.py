@@ -21,9 +21,9 @@ from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.node.server import Server, ServerListener
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretValue, VersionId
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.ports import free_ports
 
 

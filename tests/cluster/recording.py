@@ -24,7 +24,7 @@ from goatherd.errors import DecodeError
 from goatherd.identity.session import parse_signature
 from goatherd.ids import new_id
 from goatherd.node.server import Server
-from goatherd.settings import FileSettings
+from goatherd.settings.file import FileSettings
 from goatherd.wire.bloom import BloomFilter
 
 EXCHANGES = Path(__file__).parent.parent / "exchanges"

@@ -27,7 +27,7 @@ from goatherd.operations.workload import LoadAudit, Workload
 from goatherd.plugins import open_provider
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER
 from tests.waiting import until
 

@@ -28,8 +28,8 @@ from goatherd.rotation.replacement import Replacer
 from goatherd.rotation.rotator import Rotator
 from goatherd.signers.base import KeyCreator, Signer
 from goatherd.signers.local import LocalSigner
-from goatherd.signers.transit import TransitSigner
 from goatherd.signers.transit.address import parse_uri
+from goatherd.signers.transit.signer import TransitSigner
 from goatherd.signers.verified import VerifiedSigner
 from tests.deadlines import ADOPTION, ANSWER, HANG
 from tests.fakes.openbao import WHY_SKIPPED, BaoServer, find_bao
@@ -87,8 +87,8 @@ class Token(Counted):
     """Keys of a SoftHSM2 token."""
 
     def make(self, uri: str) -> Signer:
-        from goatherd.signers.pkcs11 import PKCS11Signer
         from goatherd.signers.pkcs11.address import parse_uri as parse_token_uri
+        from goatherd.signers.pkcs11.signer import PKCS11Signer
 
         environment = {"GOATHERD_PKCS11_PIN": PIN, "GOATHERD_PKCS11_MODULE": MODULE or ""}
         return PKCS11Signer(parse_token_uri(uri, environment=environment), environment=environment)

@@ -21,7 +21,7 @@ from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.rotator import Rotator
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER
 from tests.ports import free_ports
 from tests.unit.node.nodes import session_commit

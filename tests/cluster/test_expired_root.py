@@ -16,7 +16,7 @@ from goatherd.node.server import Server, ServerListener
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.replacement import ReplacementReport, Replacer
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER, HANG
 from tests.ports import free_ports
 

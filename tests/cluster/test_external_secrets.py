@@ -20,10 +20,10 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.node.server import Server, ServerListener
-from goatherd.providers.kubernetes import KubernetesVolumeProvider
+from goatherd.providers.kubernetes.volume import KubernetesVolumeProvider
 from goatherd.rotation.machine import Outcome, Policy
 from goatherd.rotation.rotator import Rotator
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER
 from tests.fakes.kubelet import Kubelet
 from tests.ports import free_ports
@@ -86,7 +86,8 @@ async def test_servers_with_a_copy_follow_a_rotation_in_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boto3 = pytest.importorskip("boto3", reason="needs the extra aws")
-    from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+    from goatherd.providers.aws.address import AWSAddress
+    from goatherd.providers.aws.provider import AWSSecretProvider
     from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)

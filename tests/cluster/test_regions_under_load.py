@@ -22,7 +22,9 @@ from goatherd.operations.identity_store import Store
 from goatherd.operations.stores import promote_store, read_regions, sync_stores
 from goatherd.operations.workload import Workload
 from goatherd.providers.base import RetryPolicy, SecretProvider
-from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import TokenAuth
+from goatherd.providers.vault.provider import VaultSecretProvider
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember

@@ -20,11 +20,11 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.node.server import Server, ServerListener
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.values import CURRENT, VersionId
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.machine import Policy
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from goatherd.wire.commit import Commit
 from tests.deadlines import ADOPTION, ANSWER, HANG
 from tests.ports import free_ports

@@ -16,7 +16,7 @@ from goatherd.cluster.client import NodeClient
 from goatherd.operations.workload import Workload
 from goatherd.plugins import provider_schemes
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation.machine import Policy
@@ -63,7 +63,8 @@ def file(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 @contextlib.contextmanager
 def aws(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     pytest.importorskip("boto3", reason="NO BOTO3, SO NOTHING IS ROTATED ON AWS: make .venv/.dev")
-    from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+    from goatherd.providers.aws.address import AWSAddress
+    from goatherd.providers.aws.provider import AWSSecretProvider
     from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
@@ -76,7 +77,8 @@ def aws(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 @contextlib.contextmanager
 def aws_moto(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     pytest.importorskip("boto3", reason="NO BOTO3, SO NOTHING IS ROTATED ON AWS: make .venv/.dev")
-    from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+    from goatherd.providers.aws.address import AWSAddress
+    from goatherd.providers.aws.provider import AWSSecretProvider
     from tests.fakes.moto import WHY_SKIPPED, MotoServer, find_moto
 
     program = find_moto()
@@ -96,7 +98,8 @@ def gcp(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     )
     from google.auth.credentials import AnonymousCredentials
 
-    from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+    from goatherd.providers.gcp.address import GCPAddress
+    from goatherd.providers.gcp.provider import GCPSecretProvider
     from tests.fakes.gcp_fake import FakeSecretManager
 
     with FakeSecretManager("goatherd-testing") as fake:
@@ -111,7 +114,8 @@ def gcp(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 def azure(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """The vault's and the providers' clocks run fifty times faster, so that the seconds of a change pass quickly."""
     pytest.importorskip("azure.keyvault.secrets", reason="NO SDK, SO NOTHING IS ROTATED ON AZURE: make .venv/.dev")
-    from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+    from goatherd.providers.azure.address import AzureAddress
+    from goatherd.providers.azure.provider import AzureSecretProvider
     from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock
 
     with FakeKeyVault(speed=50.0) as vault:
@@ -137,7 +141,10 @@ def k8s(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def vault(top: Path, monkeypatch: pytest.MonkeyPatch, *, role: str = "rotator") -> Iterator[Place]:
-    from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
+    from goatherd.providers.vault.address import VaultAddress
+    from goatherd.providers.vault.auth import TokenAuth
+    from goatherd.providers.vault.permissions import policy
+    from goatherd.providers.vault.provider import VaultSecretProvider
     from tests.fakes.openbao import WHY_SKIPPED, BaoServer, find_bao
 
     program = find_bao()

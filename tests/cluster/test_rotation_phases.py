@@ -23,14 +23,14 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.node.server import Server, ServerListener
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.health_checks import HTTPProbe
 from goatherd.rotation.machine import Outcome
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.rotator import Rotator
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER, HANG
 from tests.ports import free_ports
 

@@ -17,7 +17,7 @@ from goatherd.node.server import Server, ServerListener
 from goatherd.operations.workload import LoadAudit, Workload
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER
 from tests.ports import free_ports
 from tests.waiting import until

@@ -22,7 +22,8 @@ from goatherd.operations.workload import decode_commit, learn_sessions, unverifi
 from goatherd.plugins import open_provider
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.rotator import Rotator
-from goatherd.settings import CloudSecretSettings, FileSettings
+from goatherd.settings.file import FileSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "jsonl"

@@ -21,7 +21,7 @@ import pytest
 from goatherd.errors import UnavailableError
 from goatherd.files import System
 from goatherd.providers.base import RetryPolicy, SecretProvider
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.versioned_record import BASE64, RECORD
 from tests.deadlines import HANG
 from tests.fakes.faults import Fault, FaultProxy, Mode
@@ -274,7 +274,9 @@ def file_store(tmp_path: Path) -> Iterator[Store]:
 
 @contextlib.contextmanager
 def vault_store(tmp_path: Path) -> Iterator[Store]:
-    from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
+    from goatherd.providers.vault.address import VaultAddress
+    from goatherd.providers.vault.auth import TokenAuth
+    from goatherd.providers.vault.provider import VaultSecretProvider
 
     if BAO is None:
         pytest.skip(WHY_SKIPPED)
@@ -302,7 +304,8 @@ def vault_store(tmp_path: Path) -> Iterator[Store]:
 @contextlib.contextmanager
 def azure_store(tmp_path: Path) -> Iterator[Store]:
     pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
-    from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+    from goatherd.providers.azure.address import AzureAddress
+    from goatherd.providers.azure.provider import AzureSecretProvider
     from goatherd.providers.azure.records import POINTER_TYPE, WITH_VALUE_TYPES, value_after_pointer
     from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
 
@@ -364,7 +367,8 @@ def azure_store(tmp_path: Path) -> Iterator[Store]:
 @contextlib.contextmanager
 def aws_store(tmp_path: Path) -> Iterator[Store]:
     pytest.importorskip("boto3", reason="needs the extra aws")
-    from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+    from goatherd.providers.aws.address import AWSAddress
+    from goatherd.providers.aws.provider import AWSSecretProvider
     from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
     with FakeSecretsManager() as fake, pytest.MonkeyPatch.context() as environment:
@@ -400,7 +404,8 @@ def gcp_store(tmp_path: Path) -> Iterator[Store]:
     pytest.importorskip("google.cloud.secretmanager_v1", reason="needs the extra gcp")
     from google.auth.credentials import AnonymousCredentials
 
-    from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+    from goatherd.providers.gcp.address import GCPAddress
+    from goatherd.providers.gcp.provider import GCPSecretProvider
     from tests.fakes.gcp_fake import FakeSecretManager
     from tests.fakes.gcp_fake.service import ENABLED
 
@@ -430,7 +435,8 @@ def gcp_store(tmp_path: Path) -> Iterator[Store]:
 @contextlib.contextmanager
 def kubernetes_store(tmp_path: Path) -> Iterator[Store]:
     pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
-    from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
+    from goatherd.providers.kubernetes.address import KubernetesAddress
+    from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
     from tests.contract.kubernetes.clients import kubeconfig
     from tests.fakes.kubernetes_fake import FakeKubernetes
 

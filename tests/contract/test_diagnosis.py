@@ -12,7 +12,7 @@ from goatherd.errors import ProviderError, SecretNotFoundError
 from goatherd.files import System
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.capabilities import DiagnosableSecretProvider, Finding, Verdict, rights_finding
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
@@ -80,7 +80,7 @@ async def test_a_directory_that_is_not_there_is_an_error_of_ours(tmp_path: Path)
 
 async def test_kubernetes_tells_each_role_what_it_may_do_and_how_full_the_secret_is(tmp_path: Path):
     yaml = pytest.importorskip("yaml")
-    from goatherd.providers.kubernetes import policy
+    from goatherd.providers.kubernetes.permissions import policy
     from tests.contract.kubernetes.clients import provider_of
     from tests.fakes.kubernetes_fake import FakeKubernetes
 
@@ -120,8 +120,9 @@ async def test_google_tells_each_role_what_it_may_do_and_what_is_missing():
     pytest.importorskip("google.cloud.secretmanager_v1", reason="needs the extra gcp")
     from google.auth.credentials import AnonymousCredentials
 
-    from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+    from goatherd.providers.gcp.address import GCPAddress
     from goatherd.providers.gcp.permissions import permissions
+    from goatherd.providers.gcp.provider import GCPSecretProvider
     from tests.fakes.gcp_fake import FakeSecretManager
 
     with FakeSecretManager("goatherd-testing") as fake:
@@ -152,7 +153,9 @@ def bao() -> Any:
 
 @pytest.fixture
 def vault(bao: BaoServer) -> Callable[[str], SecretProvider]:
-    from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
+    from goatherd.providers.vault.address import VaultAddress
+    from goatherd.providers.vault.auth import TokenAuth
+    from goatherd.providers.vault.provider import VaultSecretProvider
 
     def provider(token: str) -> SecretProvider:
         return VaultSecretProvider(VaultAddress(url=bao.url, auth=TokenAuth(token=token), reads_active=True))
@@ -161,7 +164,7 @@ def vault(bao: BaoServer) -> Callable[[str], SecretProvider]:
 
 
 async def test_vault_tells_each_role_what_it_may_do(bao: BaoServer, vault: Callable[[str], SecretProvider]):
-    from goatherd.providers.vault import policy
+    from goatherd.providers.vault.permissions import policy
 
     async with vault(ROOT_TOKEN) as root:
         await root.create("diagnosis/roles", b"value")

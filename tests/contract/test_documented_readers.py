@@ -70,7 +70,7 @@ sys.stdout.write(json.load(open(sys.argv[3]))["value"])
 
 
 async def test_files(tmp_path: Path):
-    from goatherd.providers.file import FileSecretProvider
+    from goatherd.providers.file.provider import FileSecretProvider
 
     (command,) = commands("store-file.md", "jq ")
     program(tmp_path, "jq", JQ)
@@ -84,8 +84,9 @@ async def test_files(tmp_path: Path):
 
 async def test_aws(monkeypatch: pytest.MonkeyPatch):
     boto3 = pytest.importorskip("boto3", reason="needs the extra aws")
-    from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+    from goatherd.providers.aws.address import AWSAddress
     from goatherd.providers.aws.permissions import policy
+    from goatherd.providers.aws.provider import AWSSecretProvider
     from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
     (command,) = commands("store-aws.md", "aws secretsmanager get-secret-value ")
@@ -121,7 +122,8 @@ async def test_gcp():
     pytest.importorskip("google.cloud.secretmanager_v1", reason="needs the extra gcp")
     from google.auth.credentials import AnonymousCredentials
 
-    from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+    from goatherd.providers.gcp.address import GCPAddress
+    from goatherd.providers.gcp.provider import GCPSecretProvider
     from tests.fakes.gcp_fake import FakeSecretManager
 
     (command,) = commands("store-gcp.md", "gcloud secrets versions access ")

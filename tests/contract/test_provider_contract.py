@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from goatherd.errors import ProviderAccessDeniedError, UnavailableError
 from goatherd.providers.base import Call, Guarantees, SecretProvider
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import Label, SecretBytes, SecretVersion
 from goatherd.testing import contract_command

@@ -31,7 +31,8 @@ from goatherd.errors import NodeUnreachableError
 from goatherd.identity.document import IdentityDocument, Phase, decode_document
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id
-from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
+from goatherd.providers.kubernetes.address import KubernetesAddress
+from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import new_commit
 from tests.deadlines import ANSWER, HANG

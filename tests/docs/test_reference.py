@@ -20,13 +20,13 @@ from goatherd.agent import data_directory_lock
 from goatherd.cli.main import EXIT_MEANINGS, cli
 from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import load_options, option_keys
-from goatherd.data_directory import DAMAGED_SUFFIX, REMAINS, SEEN_NAME
 from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.metrics import FAMILIES
 from goatherd.node import log_storage
 from goatherd.node.frozen_commits import FOLDER
 from goatherd.node.log_storage import UNUSED_NAME
 from goatherd.plugins import provider_schemes
+from goatherd.settings.data_directory import DAMAGED_SUFFIX, REMAINS, SEEN_NAME
 from goatherd.telemetry import Event
 from tests.docs.json_fields import DOCUMENTS
 from tests.docs.reference import COMMON, DOCS, PAGES, SOURCE, error_classes, in_step

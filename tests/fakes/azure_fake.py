@@ -109,7 +109,7 @@ class _RefusedError(Exception):
 
 
 class FakeCredential:
-    """Gives one token; what `goatherd.providers.azure.AzureSecretProvider` takes instead of Azure's chain."""
+    """Gives one token; what `goatherd.providers.azure.provider.AzureSecretProvider` takes instead of Azure's chain."""
 
     def __init__(self, token: str = TOKEN) -> None:
         self._token = token

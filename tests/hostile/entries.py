@@ -16,7 +16,6 @@ from goatherd.audit.records import verify as verify_trail
 from goatherd.config.options import load_options
 from goatherd.config.values import parse_duration
 from goatherd.crypto import PublicKey
-from goatherd.data_directory import check_understood
 from goatherd.door import key_filter, request_checks
 from goatherd.door.limits import DoorLimits
 from goatherd.errors import GoatherdError
@@ -44,8 +43,9 @@ from goatherd.providers.versioned_record import (
     entry_for,
 )
 from goatherd.schedule.due import check_cron
-from goatherd.server_url import parse_listen_address, parse_server_url
 from goatherd.serving.caller_limits import RefusedError
+from goatherd.serving.server_url import parse_listen_address, parse_server_url
+from goatherd.settings.data_directory import check_understood
 from goatherd.wire.batch import read_batch
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records, read_lines, scan_log

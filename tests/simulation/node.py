@@ -1,7 +1,7 @@
 """A server of the herd: Goatherd's own database, settings, engine and peers, on a simulated machine.
 
 What is real: `goatherd.node.database.Database` with its engine, trust pool, peers and group commit,
-`goatherd.settings.CloudSecretSettings` with its keeper and breaker, and `goatherd.NodeClient`. What is not: HTTP
+`goatherd.settings.store.CloudSecretSettings` with its keeper and breaker, and `goatherd.NodeClient`. What is not: HTTP
 framing, sockets, threads, files.
 """
 
@@ -21,7 +21,8 @@ from goatherd.cluster.client import INSTANCE_HEADER
 from goatherd.errors import GoatherdError, IdentityError, ProviderError
 from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.node.database import Database
-from goatherd.settings import CloudSecretSettings, DBSettings
+from goatherd.settings.base import DBSettings
+from goatherd.settings.store import CloudSecretSettings
 from goatherd.wire.json import to_json_bytes
 from tests.simulation.dice import Dice
 from tests.simulation.liar import Liar

@@ -14,7 +14,7 @@ from goatherd.errors import ConflictError, SecretNotFoundError, UnavailableError
 from goatherd.event_loop import EventLoopNeededError, find_running_loop, run_reader
 from goatherd.plugins import open_provider
 from goatherd.providers.base import RetryPolicy, SecretBytes, SecretProvider
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.values import SecretValue
 from tests.deadlines import HANG
 

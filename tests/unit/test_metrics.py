@@ -76,8 +76,8 @@ from goatherd.rotation.events import NodesSeen, PhaseEntered, Report, RunEnded
 from goatherd.rotation.machine import Outcome
 from goatherd.rotation.rotator import Rotator
 from goatherd.serving.caller_limits import Excess
-from goatherd.settings import CloudSecretSettings
 from goatherd.settings.base import SettingsStatus
+from goatherd.settings.store import CloudSecretSettings
 from goatherd.signers.verified import SignerCounts
 from goatherd.stores import StoreState
 from goatherd.telemetry import Metric

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd.derived_ids import derived_id
 from goatherd.times import iso, milliseconds, read_iso
+from goatherd.wire.derived_ids import derived_id
 
 LAST_MS = 253_402_300_799_999
 """The last millisecond of the year 9999."""

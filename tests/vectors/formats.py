@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any
 
 from goatherd import ids
-from goatherd.derived_ids import ALPHABET, LENGTH
 from goatherd.errors import DecodeError
 from goatherd.identity.strict_json import to_pretty_json
 from goatherd.wire import bloom
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit_log import scan_log
+from goatherd.wire.derived_ids import ALPHABET, LENGTH
 from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain, refuse_encoded
 from goatherd.wire.hashing import murmur3
 from goatherd.wire.javascript_values import UNDEFINED, date_from_json, number_text, seconds_from_ms

@@ -35,12 +35,12 @@ from goatherd.agent.own_api import OwnAPI
 from goatherd.agent.restart_lease import Lease, NoLease
 from goatherd.agent.restart_rules import OnChange, restart_delay
 from goatherd.clock import Clock, SystemClock
-from goatherd.data_directory import holds_server_data, organization_directories
 from goatherd.errors import AgentError, ConfigurationError, GoatherdError, KeyLeakedError, SettingsError
 from goatherd.ids import new_id
 from goatherd.serving.process_group import kill_group
 from goatherd.serving.service_manager import ServiceManager
 from goatherd.serving.signals import cancel_tasks, handle_signals, run_unless_set
+from goatherd.settings.data_directory import holds_server_data, organization_directories
 from goatherd.telemetry import Event, event_text
 
 STABLE_AFTER: Final = timedelta(minutes=1)

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from goatherd.data_directory import check_understood, organization_directories
 from goatherd.errors import AgentBusyError, AgentError, KeyLeakedError, SettingsError
 from goatherd.files import OWNER_HINT, lock_file, make_directory, read_with_owner, replace_file
+from goatherd.settings.data_directory import check_understood, organization_directories
 
 LOCK_NAME: Final = ".goatherd-agent.lock"
 RECORD_NAME: Final = ".goatherd-agent.json"

@@ -34,7 +34,6 @@ from goatherd.agent.settings_file import FileState, SettingsFile, Stamp
 from goatherd.clock import Clock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.observer import observe_trust
-from goatherd.data_directory import REMAINS, SESSIONS_LOG, check_logs_whole, prepare_logs
 from goatherd.errors import (
     GoatherdError,
     IdentityError,
@@ -47,6 +46,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.identity.settings_json import from_settings, to_settings
 from goatherd.settings.base import SettingsProvider, SettingsStatus, describe_identity
+from goatherd.settings.data_directory import REMAINS, SESSIONS_LOG, check_logs_whole, prepare_logs
 from goatherd.telemetry import Event, event_text
 
 WARN_EVERY: Final = timedelta(hours=12)

@@ -25,7 +25,7 @@ from goatherd.config.build import build_health_signals, build_schedule, open_nod
 from goatherd.metrics import serve_metrics
 from goatherd.operations.controller import explain_schedule, run_controller
 from goatherd.operations.runs import write_metrics_file
-from goatherd.server_url import parse_listen_address
+from goatherd.serving.server_url import parse_listen_address
 from goatherd.serving.signals import watch_stop_signals
 from goatherd.serving.sockets import cannot_listen
 

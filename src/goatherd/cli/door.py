@@ -19,7 +19,7 @@ from goatherd.cli.main import (
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.config.build_servers import build_door, build_store_settings
 from goatherd.operations.serve import require_node_extra
-from goatherd.server_url import parse_listen_host, parse_server_url
+from goatherd.serving.server_url import parse_listen_host, parse_server_url
 
 if TYPE_CHECKING:
     from goatherd.door.door import Door

@@ -47,9 +47,9 @@ from goatherd.errors import (
 from goatherd.identity.request_binding import MAX_AUDIENCE, MISDIRECTED, RequestBinding, sign_bound_request
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_id, new_seeds
-from goatherd.server_url import masked, parse_server_url
 from goatherd.serving.connection_pool import ConnectionPool
 from goatherd.serving.http_client import describe_failure, make_http_client
+from goatherd.serving.server_url import masked, parse_server_url
 from goatherd.wire.batch import read_answer
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.json import parse_json, to_json_bytes

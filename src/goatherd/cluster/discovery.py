@@ -41,7 +41,7 @@ from goatherd.errors import (
     ProviderAccessDeniedError,
     ProviderError,
 )
-from goatherd.server_url import masked, parse_server_url
+from goatherd.serving.server_url import masked, parse_server_url
 
 if TYPE_CHECKING:
     from dns.asyncresolver import Resolver

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from goatherd.node.server import Server
     from goatherd.operations.data import OpenStore
     from goatherd.operations.run_agent import ServerFiles
-    from goatherd.settings import CloudSecretSettings, FileSettings, LastKnownGood
+    from goatherd.settings.file import FileSettings
+    from goatherd.settings.last_known_good import LastKnownGood
+    from goatherd.settings.store import CloudSecretSettings
 
 SESSIONS_RENEWAL: Final = timedelta(minutes=25)
 SESSIONS_SHARE: Final = 0.6
@@ -87,8 +89,9 @@ def build_settings(options: Options, *, accept_identity: bool) -> CloudSecretSet
     Raises:
         ConfigurationError: The command line names both a file and a store, or no option names either.
     """
-    from goatherd.data_directory import SEEN_NAME
-    from goatherd.settings import CloudSecretSettings, FileSettings
+    from goatherd.settings.data_directory import SEEN_NAME
+    from goatherd.settings.file import FileSettings
+    from goatherd.settings.store import CloudSecretSettings
 
     if options.serve_settings is not None and options.origin.get("provider") == "flag":
         if options.origin.get("serve.settings") == "flag":
@@ -127,7 +130,7 @@ def build_identity_opener(options: Options) -> OpenStore | None:
 
 def build_store_settings(options: Options) -> CloudSecretSettings:
     """Return the settings provider of a door: the identity from the store, without a local record or copy of it."""
-    from goatherd.settings import CloudSecretSettings
+    from goatherd.settings.store import CloudSecretSettings
 
     provider, template = configured_provider(options)
     return CloudSecretSettings(
@@ -146,7 +149,7 @@ def build_last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGoo
         ConfigurationError: The options name a copy without a key, a key without a copy, or one copy for several
             identities.
     """
-    from goatherd.settings import KeySource, LastKnownGood
+    from goatherd.settings.last_known_good import KeySource, LastKnownGood
 
     path, key = options.settings_last_known_good, options.settings_last_known_good_key
     if path is None and key is None:
@@ -269,8 +272,8 @@ def build_organizations(
     from goatherd.cluster.discovery import NodeDirectory, Place
     from goatherd.cluster.first_identity import rejection_source
     from goatherd.cluster.introductions import introduction_source
-    from goatherd.data_directory import SEEN_NAME, SESSIONS_LOG, read_records
-    from goatherd.settings import CloudSecretSettings
+    from goatherd.settings.data_directory import SEEN_NAME, SESSIONS_LOG, read_records
+    from goatherd.settings.store import CloudSecretSettings
 
     provider, template = configured_provider(options, files.orgs)
     copy = build_last_known_good(options, is_per_org=ORG_FIELD in template)

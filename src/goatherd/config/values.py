@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from goatherd.errors import ConfigurationError
-from goatherd.server_url import check_http_url, parse_listen_host, parse_server_url
+from goatherd.serving.server_url import check_http_url, parse_listen_host, parse_server_url
 from goatherd.times import LONGEST
 
 # The first character excludes `.` and `..`, which would lead out of the data directory.
@@ -285,7 +285,7 @@ def parse_timezone(value: object) -> str:
 
 
 def parse_key_source(value: object) -> str:
-    from goatherd.settings import KeySource
+    from goatherd.settings.last_known_good import KeySource
 
     text = parse_string(value)
     KeySource.from_text(text)
@@ -293,7 +293,7 @@ def parse_key_source(value: object) -> str:
 
 
 def parse_page_token(value: object) -> str:
-    from goatherd.secret_source import PageToken
+    from goatherd.serving.secret_source import PageToken
 
     text = parse_string(value)
     PageToken.from_text(text)

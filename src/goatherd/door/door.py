@@ -37,9 +37,9 @@ from goatherd.errors import (
 )
 from goatherd.identity.request_binding import RequestGuard
 from goatherd.ids import new_id
-from goatherd.server_url import parse_server_url
 from goatherd.serving.caller_limiter import CallerLimiter
 from goatherd.serving.listener import HTTPListener
+from goatherd.serving.server_url import parse_server_url
 from goatherd.serving.signals import cancel_tasks
 from goatherd.serving.sockets import find_machine_addresses
 from goatherd.telemetry import Event, event_text

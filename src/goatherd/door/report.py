@@ -18,7 +18,7 @@ from goatherd.wire.json import to_json_bytes
 if TYPE_CHECKING:
     from goatherd.door.door import DoorStatus
     from goatherd.identity.document import IdentityDocument
-    from goatherd.settings import SettingsProvider, SettingsStatus
+    from goatherd.settings.base import SettingsProvider, SettingsStatus
 
 HEALTH_PATH: Final = "/goatherd/v1/health"
 METRICS_PATH: Final = "/goatherd/v1/metrics"

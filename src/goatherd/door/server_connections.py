@@ -25,7 +25,7 @@ from typing import Any, Final, cast
 import httptools
 
 from goatherd.errors import NodeUnreachableError
-from goatherd.server_url import parse_server_url
+from goatherd.serving.server_url import parse_server_url
 
 HIGH_WATER: Final = 256 * 1024
 IDLE_SECONDS: Final = 4.0

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from goatherd.crypto.keys import SignatureCheck
-from goatherd.derived_ids import derived_id
 from goatherd.errors import (
     AuthorMismatchError,
     DecodeError,
@@ -19,6 +18,7 @@ from goatherd.errors import (
     InvalidSignatureError,
 )
 from goatherd.identity.session import Session, parse_signature, read_commit_signature
+from goatherd.wire.derived_ids import derived_id
 from goatherd.wire.javascript_values import seconds_from_ms
 from goatherd.wire.json import parse_json, to_json
 

@@ -19,12 +19,12 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from goatherd.derived_ids import id_of_digest
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.identity.session_commits import SESSIONS_SCHEMA
 from goatherd.node.repository import Repository
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit
+from goatherd.wire.derived_ids import id_of_digest
 from goatherd.wire.json import to_json
 
 PORTION = 500

@@ -75,12 +75,18 @@ from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.unused_session_exchange import UnusedSessionExchange
 from goatherd.node.unused_sessions import MAX_UNUSED, UNUSED_LOG, UnusedSessions
 from goatherd.remote_keys import MOST_AT_ONCE, RootSigners, run_remote
-from goatherd.server_url import masked
 from goatherd.serving.caller_limiter import LONGEST_PAUSE
 from goatherd.serving.caller_limits import Rate, TokenBuckets
+from goatherd.serving.server_url import masked
 from goatherd.serving.signals import cancel_tasks
-from goatherd.settings import DBSettings, SettingsProvider, SettingsStatus
-from goatherd.settings.base import Origin, SettingsSource, describe_identity
+from goatherd.settings.base import (
+    DBSettings,
+    Origin,
+    SettingsProvider,
+    SettingsSource,
+    SettingsStatus,
+    describe_identity,
+)
 from goatherd.telemetry import Event, event_text
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool, Verification

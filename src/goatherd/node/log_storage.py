@@ -38,12 +38,12 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood, read_records
 from goatherd.errors import GoatherdError, PathError, StorageError
 from goatherd.files import OWNER_HINT, flag_for_link, make_directory, open_directory, open_or_create
-from goatherd.garbage_collection import pause_collection
 from goatherd.node.repository import Log
 from goatherd.node.unused_sessions import UnusedLog
+from goatherd.serving.garbage_collection import pause_collection
+from goatherd.settings.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood, read_records
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit_log import LogLine, frame_records, parse_record
 from goatherd.wire.paths import NAME_LENGTH, check_repository_path

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from goatherd.cluster.server_answers import LogsReport
     from goatherd.remote_keys import RootSigners
     from goatherd.serving.caller_limits import Excess
-    from goatherd.settings import SettingsStatus
+    from goatherd.settings.base import SettingsStatus
 
 
 def data_samples(data: LogsReport) -> Iterator[MetricSample]:

@@ -35,7 +35,6 @@ import goatherd
 from goatherd.admission.access import AccessRule
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import INSTANCE_HEADER, SENDER_HEADER
-from goatherd.data_directory import SEEN_NAME
 from goatherd.errors import (
     ConfigurationError,
     GoatherdError,
@@ -44,7 +43,6 @@ from goatherd.errors import (
     VerificationError,
 )
 from goatherd.files import check_path
-from goatherd.garbage_collection import shorten_switch_interval
 from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.identity.session import Session, SignatureEnvelope, parse_signature
 from goatherd.ids import new_id
@@ -61,7 +59,6 @@ from goatherd.node.management import (
 from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.providers.values import ORG_FIELD
 from goatherd.remote_keys import RootSigners
-from goatherd.server_url import one_or_more
 from goatherd.serving.caller_limiter import (
     SMALL_BODY,
     CallerLimiter,
@@ -74,8 +71,11 @@ from goatherd.serving.caller_limiter import (
     send_refusal,
 )
 from goatherd.serving.caller_limits import CallerLimits, Excess, RefusedError
+from goatherd.serving.garbage_collection import shorten_switch_interval
+from goatherd.serving.server_url import one_or_more
 from goatherd.serving.signals import run_unless_set, watch_stop_signals
-from goatherd.settings import settings_from_options
+from goatherd.settings.data_directory import SEEN_NAME
+from goatherd.settings.store import settings_from_options
 from goatherd.telemetry import Event, event_text
 from goatherd.verifiers import count_cores, use_aws_lc
 from goatherd.wire.json import to_json_bytes
@@ -83,7 +83,7 @@ from goatherd.wire.paths import DEFAULT_ORG
 from goatherd.wire.schema import BUILTIN, Registry
 
 if TYPE_CHECKING:
-    from goatherd.settings import SettingsProvider
+    from goatherd.settings.base import SettingsProvider
 
 __all__ = ["Server", "ServerListener", "run", "serve"]
 

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.session_commits import session_from_commit
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.wire.commit import Commit
+from goatherd.wire.derived_ids import derived_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

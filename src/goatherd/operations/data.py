@@ -17,13 +17,6 @@ from pathlib import Path
 
 from goatherd.agent.data_directory_lock import LOCK_NAME as AGENT_LOCK_NAME
 from goatherd.clock import SystemClock
-from goatherd.data_directory import (
-    SEEN_NAME,
-    is_organization_directory,
-    list_entries,
-    organization_directories,
-    refuse_running,
-)
 from goatherd.errors import AgentBusyError, ConfigurationError, IdentityError, StorageError
 from goatherd.files import lock_file
 from goatherd.identity.settings_json import SETTINGS_NAME, from_settings
@@ -32,6 +25,13 @@ from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.check_data import DataReport, TrustedRoots, check_organization
 from goatherd.operations.identity_store import Store
 from goatherd.operations.repair_data import Repair, RepairPeer, read_peers, repair_organization
+from goatherd.settings.data_directory import (
+    SEEN_NAME,
+    is_organization_directory,
+    list_entries,
+    organization_directories,
+    refuse_running,
+)
 from goatherd.verifiers import verification_threads
 
 OpenStore = Callable[[str], AbstractAsyncContextManager[Store]]

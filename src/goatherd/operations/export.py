@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goatherd.clock import SystemClock
-from goatherd.data_directory import SEEN_NAME, refuse_running
 from goatherd.errors import IdentityExistsError, SettingsError
 from goatherd.files import create_file, read_if_there, replace_file
 from goatherd.identity.session import Session
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.succession import verify_signed
 from goatherd.operations.identity_store import Store
+from goatherd.settings.data_directory import SEEN_NAME, refuse_running
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

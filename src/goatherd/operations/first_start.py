@@ -2,7 +2,7 @@
 
 An operator may have created a new identity with `goatherd init` in place of `goatherd migrate`, or have mistyped a
 path, an organization or the address of the store. After the first start, the record of the identity that the server
-used last (`goatherd.data_directory.SEEN_NAME`) takes the place of this check.
+used last (`goatherd.settings.data_directory.SEEN_NAME`) takes the place of this check.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from goatherd.data_directory import SEEN_NAME, SESSIONS_LOG, read_records
 from goatherd.errors import IdentityExistsError, ThrottledError, UnavailableError
+from goatherd.settings.data_directory import SEEN_NAME, SESSIONS_LOG, read_records
 from goatherd.telemetry import describe_count
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import decode_commits

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from goatherd.data_directory import read_commits
 from goatherd.errors import SettingsError
 from goatherd.identity.document import IdentityDocument, normalize_document
 from goatherd.identity.key_age import last_valid_ms
 from goatherd.identity.root_signatures import endorse_root
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.operations.migration_files import SHOWN, MigrationSource
+from goatherd.settings.data_directory import read_commits
 from goatherd.telemetry import describe_count
 from goatherd.times import format_utc
 

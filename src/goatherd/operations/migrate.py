@@ -28,7 +28,6 @@ from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.observer import observe_trust
-from goatherd.data_directory import REMAINS, refuse_running
 from goatherd.errors import (
     ConfigurationError,
     IdentityExistsError,
@@ -84,6 +83,7 @@ from goatherd.operations.opening import (
 )
 from goatherd.providers.values import CURRENT, ORG_FIELD, SecretBytes
 from goatherd.rotation.policy import Policy
+from goatherd.settings.data_directory import REMAINS, refuse_running
 from goatherd.telemetry import describe_count
 from goatherd.times import format_utc
 from goatherd.wire.commit import Commit

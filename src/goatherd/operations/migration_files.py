@@ -13,7 +13,6 @@ from typing import Final
 
 import orjson
 
-from goatherd.data_directory import REMAINS, SESSIONS_LOG, check_understood, read_commits
 from goatherd.errors import (
     ConfigurationError,
     DecodeError,
@@ -25,6 +24,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.identity.session_commits import verify_commit_by
 from goatherd.identity.settings_json import SETTINGS_NAME, check_exportable, from_settings, publishes_private_key
+from goatherd.settings.data_directory import REMAINS, SESSIONS_LOG, check_understood, read_commits
 from goatherd.telemetry import describe_count
 from goatherd.times import iso, read_iso
 from goatherd.trust import TrustPool

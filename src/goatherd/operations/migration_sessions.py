@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.data_directory import SESSIONS_LOG, read_commits, refuse_running
-from goatherd.derived_ids import derived_id
 from goatherd.errors import (
     DecodeError,
     NodeError,
@@ -31,10 +29,12 @@ from goatherd.identity.session_commits import claims_root, preferred_session, se
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migration_files import SHOWN, MigrationSource, SessionLog, read_session_log
 from goatherd.rotation.cross_signing import make_session_commit
+from goatherd.settings.data_directory import SESSIONS_LOG, read_commits, refuse_running
 from goatherd.telemetry import describe_count
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit, decode_commits
+from goatherd.wire.derived_ids import derived_id
 from goatherd.wire.paths import SESSIONS_PATH
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from goatherd.operations.runs import EventListener, RunOptions, notify_each, rec
 from goatherd.revocation.report import RevocationReport
 from goatherd.revocation.revoker import NEW, RevocableNode, Revoker
 from goatherd.rotation.policy import Policy, check_lifetime, check_servers_listed
-from goatherd.server_url import one_or_more, parse_server_url
+from goatherd.serving.server_url import one_or_more, parse_server_url
 
 if TYPE_CHECKING:
     from goatherd.signers.verified import VerifiedSigner

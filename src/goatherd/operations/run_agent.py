@@ -27,14 +27,6 @@ from goatherd.agent.memory_directory import clear_if_empty, directory_for, make_
 from goatherd.agent.restart_lease import NoLease
 from goatherd.agent.settings_file import SettingsFile
 from goatherd.clock import SystemClock
-from goatherd.data_directory import (
-    check_data_directory,
-    check_logs_whole,
-    organization_directories,
-    prepare_logs,
-    refuse_running,
-    refuse_unnamed_organizations,
-)
 from goatherd.errors import AgentError, ConfigurationError
 from goatherd.files import read_with_owner
 from goatherd.identity.settings_json import SETTINGS_NAME
@@ -43,6 +35,14 @@ from goatherd.plugins import credential_variables
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
 from goatherd.serving.service_manager import VARIABLES, ServiceManager
+from goatherd.settings.data_directory import (
+    check_data_directory,
+    check_logs_whole,
+    organization_directories,
+    prepare_logs,
+    refuse_running,
+    refuse_unnamed_organizations,
+)
 
 if TYPE_CHECKING:
     from goatherd.operations.data import OpenStore

@@ -15,14 +15,14 @@ from goatherd.agent.agent import Front
 from goatherd.door.door import Door
 from goatherd.door.report import DoorAPI
 from goatherd.door.trusted_sessions import TrustedSessions
-from goatherd.garbage_collection import (
+from goatherd.serving.garbage_collection import (
     collect_rarely,
     exempt_present_objects,
     share_arena,
     shorten_switch_interval,
 )
 from goatherd.serving.signals import run_unless_set, watch_stop_signals
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 
 if TYPE_CHECKING:
     from goatherd.agent import ManagedOrganization

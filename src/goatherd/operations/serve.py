@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import SystemClock
-from goatherd.data_directory import check_data_directory, refuse_running
 from goatherd.errors import MissingExtraError
-from goatherd.garbage_collection import collect_rarely, exempt_present_objects, share_arena
 from goatherd.operations.first_start import check_first_start
+from goatherd.serving.garbage_collection import collect_rarely, exempt_present_objects, share_arena
 from goatherd.serving.service_manager import ServiceManager
+from goatherd.settings.data_directory import check_data_directory, refuse_running
 
 if TYPE_CHECKING:
     from goatherd.node.server import Server

@@ -14,7 +14,6 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.crypto.keys import SignatureCheck
-from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError, VerificationError
 from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session, sign_commit
@@ -26,6 +25,7 @@ from goatherd.identity.session_commits import (
 )
 from goatherd.trust import map_in_threads, verify_in_threads
 from goatherd.wire.commit import Commit
+from goatherd.wire.derived_ids import derived_id
 
 _SLACK: Final = timedelta(days=1)
 

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 from goatherd.cluster.session_queries import ExpectedCommit
-from goatherd.derived_ids import derived_id
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import last_signed_ms
 from goatherd.identity.root_signatures import Endorsement
@@ -24,6 +23,7 @@ from goatherd.identity.session import (
     sign_commit,
 )
 from goatherd.identity.session_commits import draft_session_commit, earlier_introduction_id, introduction_id
+from goatherd.wire.derived_ids import derived_id
 
 COPIES: Final = 3
 """How many times a new root is introduced. An unmodified server that holds 60 session commits omits one of them from an

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import HealthView
-from goatherd.server_url import check_http_url
 from goatherd.serving.http_client import describe_failure, make_http_client
+from goatherd.serving.server_url import check_http_url
 
 if TYPE_CHECKING:
     import httpx2

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.errors import ConfigurationError, LifetimeError
-from goatherd.server_url import one_or_more, parse_server_url
+from goatherd.serving.server_url import one_or_more, parse_server_url
 from goatherd.telemetry import describe_count
 from goatherd.times import LONGEST, format_duration, milliseconds
 
@@ -349,8 +349,8 @@ def unlisted_for(refresh_interval: timedelta) -> timedelta:
     """Return how long a root must be published (`Policy.unlisted`) until every server has read it from the store.
 
     Args:
-        refresh_interval: How often servers read the store (`goatherd.settings.CloudSecretSettings`). By default, a read
-            may come later by a fifth of this interval.
+        refresh_interval: How often servers read the store. By default, a read may come later by a fifth of this
+            interval.
     """
     return refresh_interval * 1.2 + timedelta(seconds=2)
 

@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar, Final
 
-from goatherd.crypto import SEAL_KEY_BYTES, open_sealed, seal_data
+from goatherd.crypto.sealed import SEAL_KEY_BYTES, open_sealed, seal_data
 from goatherd.errors import (
     ConfigurationError,
     IdentityError,
@@ -32,7 +32,7 @@ from goatherd.files import read_file, replace_file
 from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, decode_document, encode_document
 from goatherd.identity.strict_json import parse_object, to_pretty_json
 from goatherd.providers.values import ORG_FIELD, SecretBytes, secret_id_for
-from goatherd.secret_source import SecretSource
+from goatherd.serving.secret_source import SecretSource
 
 MAX_AGE: Final = timedelta(hours=24)
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from goatherd.crypto import SEAL_KEY_BYTES, PrivateKey, PublicKey, open_sealed, seal_data
+from goatherd.crypto import PrivateKey, PublicKey
+from goatherd.crypto.sealed import SEAL_KEY_BYTES, open_sealed, seal_data
 from goatherd.errors import (
     ConfigurationError,
     DecodeError,
@@ -34,7 +35,7 @@ from goatherd.errors import (
     SignerUnavailableError,
 )
 from goatherd.files import create_file, read_if_there
-from goatherd.secret_source import SecretSource
+from goatherd.serving.secret_source import SecretSource
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey, check_role
 
 FORMAT: Final = "goatherd local signer 1"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from goatherd.errors import ConfigurationError
-from goatherd.secret_source import PageToken
 from goatherd.serving.certificate_files import CertificateFiles
+from goatherd.serving.secret_source import PageToken
 
 SHORTEST_TOKEN: Final = 16
 

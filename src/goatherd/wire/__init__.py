@@ -4,6 +4,7 @@
   stable form that is signed. `base32`: GoatDB's base32.
 - `encoders`: Dates, Sets, Maps and shared objects as JSON with type markers. `equality`: when GoatDB considers two
   values equal.
+- `derived_ids`: ids that are derived from strings.
 - `hashing`: MurmurHash3 as GoatDB computes it, and checksums. `bloom`: GoatDB's Bloom filter. `paths`: paths of
   repositories and items.
 - `schema`: schemas and the registry. `items`: items and edits. `richtext`: the checksum of rich text.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+from goatherd.providers.aws.address import AWSAddress
+from goatherd.providers.aws.provider import AWSSecretProvider
 from goatherd.providers.base import RetryPolicy
 from tests.deadlines import HANG
 from tests.fakes.aws_fake import REGION, FakeSecretsManager

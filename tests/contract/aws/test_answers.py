@@ -26,7 +26,8 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
-from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+from goatherd.providers.aws.address import AWSAddress
+from goatherd.providers.aws.provider import AWSSecretProvider
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, SecretBytes, SecretVersion, VersionId
 from tests.contract.signers.faulty_http import answering

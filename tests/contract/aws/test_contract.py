@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+from goatherd.providers.aws.address import AWSAddress
+from goatherd.providers.aws.provider import AWSSecretProvider
 from goatherd.providers.base import SecretProvider
 from goatherd.testing import provider_checks
 from goatherd.testing.contract import AnswerContract, ProviderContract, check_name, run_check

@@ -258,7 +258,8 @@ async def test_a_token_service_that_is_silent_once_is_asked_again_soon(
 READ: str = """
 import asyncio
 from datetime import timedelta
-from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+from goatherd.providers.aws.address import AWSAddress
+from goatherd.providers.aws.provider import AWSSecretProvider
 
 async def main():
     async with AWSSecretProvider(AWSAddress(region="eu-west-1"), timeout=timedelta(seconds=1)) as store:

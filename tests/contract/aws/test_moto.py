@@ -14,9 +14,10 @@ from goatherd.errors import IdentityExistsError, SecretDeletedError
 from goatherd.identity.document import encode_document
 from goatherd.operations.copy import copy_secret
 from goatherd.operations.identity_store import Store
-from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+from goatherd.providers.aws.address import AWSAddress
+from goatherd.providers.aws.provider import AWSSecretProvider
 from goatherd.providers.base import Call, SecretProvider
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.values import Label, VersionId
 from goatherd.testing import provider_checks
 from goatherd.testing.contract import ProviderContract

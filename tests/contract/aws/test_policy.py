@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import botocore.session
 import pytest
 
-from goatherd.providers.aws import AWSAddress, AWSSecretProvider, policy
-from goatherd.providers.aws.address import partition_of
+from goatherd.providers.aws.address import AWSAddress, partition_of
+from goatherd.providers.aws.permissions import policy
+from goatherd.providers.aws.provider import AWSSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
 from tests.fakes.aws_fake import ACCESS_KEY, ACCOUNT, REGION, FakeSecretsManager, Seen
 from tests.fakes.iam_evaluator import UnknownPolicyElementError, is_allowed, request_context

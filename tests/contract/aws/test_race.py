@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from goatherd.errors import ConflictError
-from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+from goatherd.providers.aws.address import AWSAddress
+from goatherd.providers.aws.provider import AWSSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
 from tests.deadlines import HANG
 from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager

@@ -21,7 +21,8 @@ from goatherd.errors import (
 from goatherd.identity.document import Phase, decode_document
 from goatherd.operations.identity_store import Store
 from goatherd.operations.stores import promote_store, read_regions, sync_stores
-from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+from goatherd.providers.aws.address import AWSAddress
+from goatherd.providers.aws.provider import AWSSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation.machine import Outcome
 from goatherd.rotation.rotator import Rotator

@@ -12,7 +12,7 @@ from goatherd.errors import (
     ProviderConfigurationError,
     SecretNotFoundError,
 )
-from goatherd.providers.aws import policy
+from goatherd.providers.aws.permissions import policy
 from goatherd.providers.aws.provider import CANDIDATE
 from goatherd.providers.values import CURRENT, STABLE, Label
 from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager

@@ -13,8 +13,9 @@ import pytest
 
 from goatherd.cli.main import EXIT_FINDINGS, run
 from goatherd.identity.document import Phase
-from goatherd.providers.aws import AWSAddress, AWSSecretProvider, policy
-from goatherd.providers.aws.provider import CANDIDATE
+from goatherd.providers.aws.address import AWSAddress
+from goatherd.providers.aws.permissions import policy
+from goatherd.providers.aws.provider import CANDIDATE, AWSSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation.machine import Kept, Outcome
 from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager

@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 
-from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+from goatherd.providers.azure.address import AzureAddress
+from goatherd.providers.azure.provider import AzureSecretProvider
 from goatherd.providers.base import RetryPolicy
 from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock, SteppedClock
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 
-from goatherd.providers.azure import AzureSecretProvider
+from goatherd.providers.azure.provider import AzureSecretProvider
 from tests.fakes.azure_fake import FakeKeyVault
 
 from .clients import SPEED, made

@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 
-from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+from goatherd.providers.azure.address import AzureAddress
+from goatherd.providers.azure.provider import AzureSecretProvider
 from goatherd.providers.base import SecretProvider
 from goatherd.testing.answer_checks import a_change_that_was_not_made_is_not_reported_as_made
 from goatherd.testing.contract import AnswerContract, ProviderContract

@@ -15,7 +15,7 @@ from azure.core.pipeline.policies import AsyncRetryPolicy
 
 from goatherd.errors import ProviderAccessDeniedError, SecretNotFoundError, UnavailableError
 from goatherd.plugins import open_provider
-from goatherd.providers.azure import AzureSecretProvider
+from goatherd.providers.azure.provider import AzureSecretProvider
 from goatherd.providers.base import RetryPolicy
 from tests.contract.signers.faulty_http import unreachable
 from tests.fakes.azure_fake import FakeKeyVault

@@ -28,7 +28,8 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.plugins import open_provider
-from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+from goatherd.providers.azure.address import AzureAddress
+from goatherd.providers.azure.provider import AzureSecretProvider
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, VersionState
 from tests.deadlines import HANG

@@ -13,7 +13,9 @@ import pytest
 pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, SecretDeletedError, VersionDisabledError
-from goatherd.providers.azure import AzureAddress, AzureSecretProvider, policy
+from goatherd.providers.azure.address import AzureAddress
+from goatherd.providers.azure.permissions import policy
+from goatherd.providers.azure.provider import AzureSecretProvider
 from goatherd.providers.values import CURRENT, STABLE, VersionState
 from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock
 

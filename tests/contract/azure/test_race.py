@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 
-from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+from goatherd.providers.azure.address import AzureAddress
+from goatherd.providers.azure.provider import AzureSecretProvider
 from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock
 
 SPEED = 50.0
@@ -20,7 +21,8 @@ ROTATOR = """
 import asyncio, json, sys
 from datetime import timedelta
 from goatherd.errors import ConflictError
-from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+from goatherd.providers.azure.address import AzureAddress
+from goatherd.providers.azure.provider import AzureSecretProvider
 from tests.deadlines import HANG
 from tests.fakes.azure_fake import FakeCredential, FastClock
 

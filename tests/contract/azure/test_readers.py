@@ -20,7 +20,7 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.azure import AzureSecretProvider
+from goatherd.providers.azure.provider import AzureSecretProvider
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.capabilities import Verdict
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState

@@ -11,7 +11,8 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud.secretmanager_v1 import types as wire
 
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+from goatherd.providers.gcp.address import GCPAddress
+from goatherd.providers.gcp.provider import GCPSecretProvider
 from tests.deadlines import HANG
 from tests.fakes.gcp_fake import FakeSecretManager, StatusError
 

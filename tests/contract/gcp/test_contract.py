@@ -9,7 +9,8 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+from goatherd.providers.gcp.address import GCPAddress
+from goatherd.providers.gcp.provider import GCPSecretProvider
 from goatherd.testing import provider_checks
 from goatherd.testing.contract import AnswerContract, ProviderContract
 from goatherd.testing.wrong_answers import WrongAnswers

@@ -15,8 +15,8 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.gcp import GCPSecretProvider
 from goatherd.providers.gcp import provider as module
+from goatherd.providers.gcp.provider import GCPSecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretValue
 from tests.deadlines import HANG
 from tests.fakes.faults import Fault, FaultProxy, Mode

@@ -13,8 +13,9 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 
 from goatherd.errors import ConflictError
-from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
 from goatherd.providers.gcp import provider as module
+from goatherd.providers.gcp.address import GCPAddress
+from goatherd.providers.gcp.provider import GCPSecretProvider
 from goatherd.providers.values import VersionState
 from tests.deadlines import ANSWER, HANG
 from tests.fakes.gcp_fake import FakeSecretManager

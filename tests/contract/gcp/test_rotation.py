@@ -8,8 +8,9 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 
 from goatherd.identity.document import Phase
-from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+from goatherd.providers.gcp.address import GCPAddress
 from goatherd.providers.gcp.permissions import permissions
+from goatherd.providers.gcp.provider import GCPSecretProvider
 from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.rotation.machine import Outcome
 from tests.fakes.gcp_fake import FakeSecretManager

@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
+from goatherd.providers.kubernetes.address import KubernetesAddress
+from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from tests.deadlines import HANG
 from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
 

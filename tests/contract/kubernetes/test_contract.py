@@ -30,8 +30,8 @@ from goatherd.errors import (
 )
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import RetryPolicy, SecretProvider
-from goatherd.providers.kubernetes import KubernetesSecretProvider, policy
-from goatherd.providers.kubernetes.provider import HISTORY
+from goatherd.providers.kubernetes.permissions import policy
+from goatherd.providers.kubernetes.provider import HISTORY, KubernetesSecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId
 from goatherd.testing.contract import AnswerContract, ProviderContract
 from goatherd.testing.wrong_answers import WrongAnswers

@@ -15,7 +15,8 @@ pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
 from goatherd.errors import GoatherdError, ProviderError, SecretNotFoundError, UnavailableError
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
+from goatherd.providers.kubernetes.address import KubernetesAddress
+from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
 from tests.contract.kubernetes.clients import QUICK, kubeconfig, provider_of
 from tests.deadlines import HANG

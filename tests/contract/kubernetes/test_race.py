@@ -14,7 +14,8 @@ import pytest
 pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
 from goatherd.errors import ConflictError
-from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
+from goatherd.providers.kubernetes.address import KubernetesAddress
+from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from goatherd.providers.values import VersionId
 from tests.deadlines import HANG
 from tests.fakes.racers import read_line, start_racer, write_line
@@ -89,7 +90,7 @@ def race_of_two(secret: str, *, rotator: str, admin: str, rounds: int) -> None:
 def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(tmp_path: Path, rounds: int):
     import yaml
 
-    from goatherd.providers.kubernetes import policy
+    from goatherd.providers.kubernetes.permissions import policy
     from tests.contract.kubernetes.clients import kubeconfig
     from tests.fakes.kubernetes_fake import FakeKubernetes
 

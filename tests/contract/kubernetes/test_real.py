@@ -32,7 +32,9 @@ from goatherd.errors import (
     ThrottledError,
 )
 from goatherd.providers.base import RetryPolicy, SecretProvider
-from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, policy
+from goatherd.providers.kubernetes.address import KubernetesAddress
+from goatherd.providers.kubernetes.permissions import policy
+from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from goatherd.providers.values import STABLE
 from goatherd.testing.contract import ProviderContract
 from tests.contract.kubernetes.clients import kubeconfig

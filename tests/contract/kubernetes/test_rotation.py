@@ -18,10 +18,10 @@ from goatherd.clock import SystemClock
 from goatherd.identity.document import Phase, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document, prepare_rotation
-from goatherd.providers.kubernetes import policy
+from goatherd.providers.kubernetes.permissions import policy
 from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.rotation.machine import Outcome
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.contract.kubernetes.clients import provider_of
 from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock, Herd

@@ -13,8 +13,8 @@ pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
 from goatherd.errors import ProviderAccessDeniedError, ThrottledError, UnavailableError
 from goatherd.providers.capabilities import WatchableSecretProvider
-from goatherd.providers.kubernetes import KubernetesSecretProvider
 from goatherd.providers.kubernetes import provider as module
+from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from tests.contract.kubernetes.clients import provider_of
 from tests.deadlines import HANG
 from tests.fakes.kubernetes_fake import FakeKubernetes, Trouble

@@ -21,8 +21,8 @@ from goatherd.errors import (
     UnsupportedKeyError,
 )
 from goatherd.signers import Signer, VerifiedSigner
-from goatherd.signers.awskms import AWSKMSSigner
 from goatherd.signers.awskms.address import parse_uri
+from goatherd.signers.awskms.signer import AWSKMSSigner
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
 from tests.contract.signers.faulty_http import silent, unreachable
 from tests.fakes.awskms_fake import ACCESS_KEY, DENIED_KEY, FakeKMS, RefusedError

@@ -22,8 +22,8 @@ from goatherd.testing.signer_checks import SignerContract, SignerWorld
 from tests.contract.signers.faulty_http import answering, unreachable
 
 pytest.importorskip("azure.keyvault.keys", reason="NO AZURE-KEYVAULT-KEYS, SO NO SIGNER OF IT IS TESTED")
-from goatherd.signers.azurekms import AzureKMSSigner
 from goatherd.signers.azurekms.address import parse_uri
+from goatherd.signers.azurekms.signer import AzureKMSSigner
 from tests.fakes.azure_fake import FakeCredential
 from tests.fakes.azurekms_fake import FakeKeys
 

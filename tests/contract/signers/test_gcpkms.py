@@ -24,8 +24,8 @@ from tests.contract.signers.faulty_http import silent, unreachable
 pytest.importorskip("google.cloud.kms_v1", reason="NO GOOGLE-CLOUD-KMS, SO ITS SIGNER IS NOT TESTED: make .venv/.dev")
 from google.auth.credentials import AnonymousCredentials
 
-from goatherd.signers.gcpkms import GCPKMSSigner
 from goatherd.signers.gcpkms.address import parse_uri
+from goatherd.signers.gcpkms.signer import GCPKMSSigner
 from tests.fakes.gcp_fake.server import Failure
 from tests.fakes.gcpkms_fake import ENABLED, FakeKeyManagement
 from tests.fakes.herd import FakeClock

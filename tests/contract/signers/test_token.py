@@ -27,9 +27,9 @@ from tests.deadlines import HANG
 from tests.fakes.softhsm import PIN, WHY_SKIPPED, SoftToken, find_softhsm
 
 pkcs11 = pytest.importorskip("pkcs11", reason="NO PYTHON-PKCS11, SO THE PKCS#11 SIGNER IS NOT TESTED: make .venv/.dev")
-from goatherd.signers.pkcs11 import PKCS11Signer  # noqa: E402 - after the check that it can be imported
 from goatherd.signers.pkcs11.address import parse_uri  # noqa: E402
 from goatherd.signers.pkcs11.library import Library  # noqa: E402
+from goatherd.signers.pkcs11.signer import PKCS11Signer  # noqa: E402 - after the check that it can be imported
 
 MODULE = find_softhsm()
 pytestmark = pytest.mark.skipif(MODULE is None, reason=WHY_SKIPPED)

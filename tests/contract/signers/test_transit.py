@@ -21,8 +21,8 @@ from goatherd.errors import (
 )
 from goatherd.plugins import policy_text
 from goatherd.signers import KeyCreator, Signer, VerifiedSigner
-from goatherd.signers.transit import TransitSigner
 from goatherd.signers.transit.address import parse_uri
+from goatherd.signers.transit.signer import TransitSigner
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
 from tests.contract.signers.faulty_http import CUT_JSON, answering, unreachable
 from tests.docs.reference import DOCS

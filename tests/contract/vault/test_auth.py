@@ -18,8 +18,10 @@ import pytest
 
 from goatherd.errors import ProviderAccessDeniedError, ProviderConfigurationError, UnavailableError
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.vault import AppRoleAuth, KubernetesAuth, TokenAuth, VaultAddress, VaultSecretProvider, policy
-from goatherd.providers.vault.auth import AuthMethod
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import AppRoleAuth, AuthMethod, KubernetesAuth, TokenAuth
+from goatherd.providers.vault.permissions import policy
+from goatherd.providers.vault.provider import VaultSecretProvider
 from tests.deadlines import HANG
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 

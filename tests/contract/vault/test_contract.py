@@ -7,7 +7,9 @@ from datetime import timedelta
 import pytest
 
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.vault import OpenBaoSecretProvider, TokenAuth, VaultAddress, VaultSecretProvider
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import TokenAuth
+from goatherd.providers.vault.provider import OpenBaoSecretProvider, VaultSecretProvider
 from goatherd.testing.contract import ProviderContract
 from tests.deadlines import HANG
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao

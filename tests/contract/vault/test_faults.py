@@ -24,7 +24,9 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE
-from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import TokenAuth
+from goatherd.providers.vault.provider import VaultSecretProvider
 from tests.deadlines import HANG
 from tests.fakes.faults import BREAKS, Fault, FaultProxy, Mode
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao

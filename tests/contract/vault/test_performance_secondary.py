@@ -17,7 +17,10 @@ from goatherd.errors import NotAdoptedError, ProviderAccessDeniedError
 from goatherd.identity.document import Phase, decode_document
 from goatherd.operations.identity_store import Store
 from goatherd.operations.stores import promote_store, read_regions
-from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import TokenAuth
+from goatherd.providers.vault.permissions import policy
+from goatherd.providers.vault.provider import VaultSecretProvider
 from goatherd.rotation.machine import Outcome
 from goatherd.rotation.rotator import Rotator
 from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember

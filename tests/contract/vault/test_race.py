@@ -13,7 +13,10 @@ import pytest
 
 from goatherd.errors import ConflictError
 from goatherd.providers.values import VersionId
-from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import TokenAuth
+from goatherd.providers.vault.permissions import policy
+from goatherd.providers.vault.provider import VaultSecretProvider
 from tests.deadlines import HANG
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 from tests.fakes.racers import read_line, start_racer, write_line

@@ -16,7 +16,10 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.values import CURRENT, STABLE
-from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import TokenAuth
+from goatherd.providers.vault.permissions import policy
+from goatherd.providers.vault.provider import VaultSecretProvider
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()

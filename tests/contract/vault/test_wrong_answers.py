@@ -9,7 +9,9 @@ import httpx2
 import pytest
 
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import TokenAuth
+from goatherd.providers.vault.provider import VaultSecretProvider
 from goatherd.testing.contract import AnswerContract
 from goatherd.testing.wrong_answers import WrongAnswer, WrongAnswers
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao

@@ -21,7 +21,7 @@ from goatherd.errors import UnavailableError
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.transitions import create_document
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.wire.commit import Commit
 from tests.deadlines import ANSWER
 from tests.fakes.health_page import serve_health

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
-from tests.unit.test_data_directory import RECORD, newer_settings
+from tests.unit.settings.test_data_directory import RECORD, newer_settings
 
 from .conftest import Goatherd
 

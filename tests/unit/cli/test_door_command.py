@@ -18,7 +18,7 @@ from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from tests.fakes.upstream_child import UpstreamChild
 
 pytestmark = pytest.mark.slow

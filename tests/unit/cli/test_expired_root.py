@@ -15,7 +15,7 @@ from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.node.expiry_warning import ExpiryWatch
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 
 from .conftest import Goatherd, Serving
 

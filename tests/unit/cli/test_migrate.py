@@ -14,12 +14,12 @@ import pytest
 from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.text.migration import outcome_lines
 from goatherd.clock import SystemClock
-from goatherd.data_directory import read_commits
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import from_settings
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migrate import MigratedServer
 from goatherd.operations.migration_files import verified_sessions
+from goatherd.settings.data_directory import read_commits
 from goatherd.trust import TrustPool
 from tests.fakes.goatdb_data import DESCRIPTION
 

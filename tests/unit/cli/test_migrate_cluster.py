@@ -21,7 +21,6 @@ import pytest
 
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS, EXIT_INTERRUPTED
 from goatherd.clock import SystemClock
-from goatherd.data_directory import REMAINS, read_commits
 from goatherd.errors import SettingsError
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession, Session, parse_signature
@@ -32,8 +31,9 @@ from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migration_files import verified_sessions
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.values import CURRENT, SecretBytes
+from goatherd.settings.data_directory import REMAINS, read_commits
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records

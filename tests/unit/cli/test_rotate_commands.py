@@ -239,7 +239,7 @@ def test_what_cannot_be_looked_into_is_not_said_to_be_without_keys(
     goatherd: Goatherd, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from goatherd.errors import ProviderAccessDeniedError
-    from goatherd.providers.file import FileSecretProvider
+    from goatherd.providers.file.provider import FileSecretProvider
 
     plain = FileSecretProvider.read
 
@@ -261,7 +261,7 @@ def test_the_status_leaves_out_the_versions_that_the_credentials_may_not_list(
 ) -> None:
     from goatherd.errors import ProviderAccessDeniedError
     from goatherd.providers.base import Call
-    from goatherd.providers.file import FileSecretProvider
+    from goatherd.providers.file.provider import FileSecretProvider
 
     async def refuse(self: FileSecretProvider, call: Call) -> object:
         raise call.error(ProviderAccessDeniedError, "no")

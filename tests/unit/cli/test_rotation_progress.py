@@ -15,7 +15,7 @@ import pytest
 from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.text.rotation import restart_lines
 from goatherd.errors import ProviderAccessDeniedError
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Outcome, Phase
 from tests.deadlines import HANG

@@ -15,7 +15,7 @@ from goatherd.errors import ConfigurationError
 from goatherd.identity.transitions import create_document
 from goatherd.operations.run_agent import ServerFiles
 from goatherd.serving.caller_limits import CallerLimits
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.unit.node.nodes import cluster, now_ms, root
 
 

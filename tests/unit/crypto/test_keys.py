@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goatherd.crypto import PrivateKey, PublicKey, open_sealed, seal_data
+from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.crypto.keys import raw_from_der
+from goatherd.crypto.sealed import open_sealed, seal_data
 from goatherd.errors import DecodeError, InvalidSealError, InvalidSignatureError
 from tests.done_once import sign_and_verify_each_time
 

@@ -24,7 +24,7 @@ from goatherd.node import Server, ServerListener
 from goatherd.node.log_storage import FileLog
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.serving.caller_limits import CallerLimits
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
 from tests.deadlines import ANSWER, HANG

@@ -39,7 +39,7 @@ from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation.machine import Outcome
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.rotator import Rotator
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.deadlines import ANSWER, HANG
 
 from .nodes import SECRET, document_of, now_ms, root, settings_of, store_of

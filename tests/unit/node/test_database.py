@@ -29,7 +29,7 @@ from goatherd.node.log_storage import FileLog, GroupCommit, LogDirectory
 from goatherd.providers.values import CURRENT, VersionId
 from goatherd.rotation.cross_signing import make_session_commit as session_of_root
 from goatherd.serving.caller_limits import Rate
-from goatherd.settings import FileSettings
+from goatherd.settings.file import FileSettings
 from goatherd.trust import TrustPool, Verification
 from goatherd.wire.paths import SESSIONS_PATH
 from tests.unit.node.nodes import (

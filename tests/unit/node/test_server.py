@@ -33,7 +33,7 @@ from goatherd.node.log_storage import FileLog
 from goatherd.node.server import ServerListener, _Turns
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.serving.caller_limits import CallerLimits
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.deadlines import HANG

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.data_directory import SESSIONS_LOG
 from goatherd.errors import IdentityExistsError, UnavailableError
 from goatherd.operations.first_start import FEW, check_first_start
 from goatherd.operations.identity_store import Store
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
+from goatherd.settings.data_directory import SESSIONS_LOG
 from goatherd.wire.commit import Commit
 from tests.fakes.herd import ORG, SESSIONS
 from tests.unit.operations.conftest import MakeHerd, store_of

@@ -24,7 +24,7 @@ from goatherd.operations.run_door import run_door
 from goatherd.operations.serve import ServerReady, require_node_extra, serve_organization
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import SecretValue
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.deadlines import ANSWER, HANG
 from tests.fakes.upstream_child import UpstreamChild
 from tests.unit.door.scripted_server import GET, Reader, Scripted, Writer, head_of, is_listening, line, scripted

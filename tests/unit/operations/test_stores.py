@@ -34,7 +34,7 @@ from goatherd.operations.runs import AuditLog
 from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, _check_rights
 from goatherd.operations.stores import promote_store, read_regions, sync_stores
 from goatherd.providers.base import Call
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import STABLE, Label, SecretValue, VersionId
 from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES

@@ -18,7 +18,9 @@ from goatherd.providers.azure import records as azure_records
 from goatherd.providers.base import Call, RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from goatherd.providers.values import CURRENT, SecretBytes, VersionId
-from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import TokenAuth
+from goatherd.providers.vault.provider import VaultSecretProvider
 from goatherd.providers.versioned_record import (
     DamagedRecordError,
     RecordedSecret,

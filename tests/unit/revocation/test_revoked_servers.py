@@ -19,7 +19,7 @@ from goatherd.errors import (
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.node import Server
-from goatherd.settings import FileSettings
+from goatherd.settings.file import FileSettings
 from goatherd.wire.messages import encode_request
 from tests.unit.node.nodes import (
     document_of,

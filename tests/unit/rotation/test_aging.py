@@ -23,8 +23,8 @@ from goatherd.identity.session_commits import claims_root
 from goatherd.identity.succession import TrustCheckpoint
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation.machine import Outcome
-from goatherd.settings import CloudSecretSettings
 from goatherd.settings.base import Introductions
+from goatherd.settings.store import CloudSecretSettings
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.messages import SyncMessage

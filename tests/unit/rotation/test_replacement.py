@@ -20,7 +20,7 @@ from goatherd.providers.values import STABLE
 from goatherd.rotation.events import Decided, Event, ExpiredRootReplaced
 from goatherd.rotation.machine import Policy, Wait
 from goatherd.rotation.replacement import Replacer
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.unit.node.nodes import SECRET, document_of, now_ms, root
 from tests.unit.revocation.clusters import Cluster, Counting, Faltering, client_of, cluster_of
 

@@ -12,9 +12,8 @@ from goatherd.errors import SuccessionError
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.succession import TrustCheckpoint
 from goatherd.identity.transitions import revoke_root
-from goatherd.settings import CloudSecretSettings
 from goatherd.settings.base import Introductions
-from goatherd.settings.store import CHAIN_RETRY
+from goatherd.settings.store import CHAIN_RETRY, CloudSecretSettings
 from goatherd.wire.commit import Commit
 from tests.unit.identity.make import NOW, first, owned, rotated
 from tests.unit.identity.test_chains import aged, chain, introduced, whole_chain

@@ -31,7 +31,9 @@ from goatherd.identity.document import IdentityDocument, Phase, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import from_settings
 from goatherd.identity.transitions import activate_rotation, create_document, prepare_rotation, with_phase
-from goatherd.settings import CloudSecretSettings, DBSettings, FileSettings, settings_from_options
+from goatherd.settings.base import DBSettings
+from goatherd.settings.file import FileSettings
+from goatherd.settings.store import CloudSecretSettings, settings_from_options
 from tests.deadlines import HANG
 
 from .make import NOW, HandClock, settle

@@ -20,8 +20,7 @@ from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.succession import TrustCheckpoint
 from goatherd.identity.transitions import create_document
-from goatherd.settings import CloudSecretSettings
-from goatherd.settings.store import PEERS_RETRY, PEERS_TIMEOUT
+from goatherd.settings.store import PEERS_RETRY, PEERS_TIMEOUT, CloudSecretSettings
 from tests.unit.identity.make import first
 from tests.unit.node.nodes import cluster, root, settings_of, store_of
 from tests.unit.node.nodes import now_ms as now

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.crypto import open_sealed
+from goatherd.crypto.sealed import open_sealed
 from goatherd.errors import (
     ConfigurationError,
     DegradedError,
@@ -35,7 +35,9 @@ from goatherd.identity.document import IdentityDocument, Phase, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document, prepare_rotation, with_phase
 from goatherd.providers.breaker import CAP, GAP
-from goatherd.settings import CloudSecretSettings, KeySource, LastKnownGood, Origin
+from goatherd.settings.base import Origin
+from goatherd.settings.last_known_good import KeySource, LastKnownGood
+from goatherd.settings.store import CloudSecretSettings
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle, store_with
 

@@ -21,7 +21,7 @@ from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.breaker import CAP, GAP, Breaker
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle, store_with
 

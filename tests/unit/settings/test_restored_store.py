@@ -9,7 +9,7 @@ import pytest
 from goatherd.errors import ForkedIdentityError, GenerationError
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from tests.unit.identity.make import first, owned, prepared, published, rotated
 
 from .make import SECRET, CountingProvider, store_with

@@ -30,8 +30,9 @@ from goatherd.identity.transitions import (
     revoke_root,
     with_phase,
 )
-from goatherd.settings import CloudSecretSettings, FileSettings
 from goatherd.settings.base import describe_identity
+from goatherd.settings.file import FileSettings
+from goatherd.settings.store import CloudSecretSettings
 
 from .make import NOW, SECRET, CountingProvider
 

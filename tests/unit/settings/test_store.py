@@ -41,7 +41,8 @@ from goatherd.providers.base import Call
 from goatherd.providers.breaker import CAP
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretValue, VersionId
-from goatherd.settings import CloudSecretSettings, DBSettings, settings_from_options
+from goatherd.settings.base import DBSettings
+from goatherd.settings.store import CloudSecretSettings, settings_from_options
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle, store_with
 

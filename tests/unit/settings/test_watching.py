@@ -14,8 +14,8 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document, prepare_rotation
 from goatherd.providers.breaker import CAP
 from goatherd.providers.capabilities import WatchableSecretProvider
-from goatherd.settings import CloudSecretSettings
 from goatherd.settings.refresh import PUSH_SPREAD
+from goatherd.settings.store import CloudSecretSettings
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle
 

@@ -11,9 +11,9 @@ import pytest
 from goatherd.errors import SignerUnavailableError
 
 pkcs11 = pytest.importorskip("pkcs11", reason="NO PYTHON-PKCS11, SO THE PKCS#11 SIGNER IS NOT TESTED: make .venv/.dev")
-from goatherd.signers.pkcs11 import PKCS11Signer  # noqa: E402 - after the check that it can be imported
 from goatherd.signers.pkcs11.address import parse_uri  # noqa: E402
 from goatherd.signers.pkcs11.library import Library, RefusedPINError  # noqa: E402
+from goatherd.signers.pkcs11.signer import PKCS11Signer  # noqa: E402 - after the check that it can be imported
 from tests.fakes.pkcs11_fake import PIN, FakeModule, FakeToken  # noqa: E402
 
 sdk = pkcs11.exceptions

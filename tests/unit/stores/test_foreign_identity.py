@@ -26,7 +26,7 @@ from goatherd.operations.stores import promote_store, read_regions, sync_stores
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.events import Event, StoreTroubled
 from goatherd.rotation.machine import Outcome
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from goatherd.stores import DocumentMark, Standing
 from tests.fakes.herd import FakeClock
 from tests.unit.identity.make import owned

@@ -13,7 +13,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import correct_times, create_document
 from goatherd.providers.base import Call
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretValue, VersionId
-from goatherd.settings import CloudSecretSettings
+from goatherd.settings.store import CloudSecretSettings
 from goatherd.stores import DocumentMark, RegionalReader, ReplicatedStore, Standing, compare_documents
 from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock

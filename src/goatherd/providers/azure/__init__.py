@@ -7,17 +7,3 @@
 - `address`: ``azure://VAULT/SECRET?option=…``.
 - `permissions`: `policy`, the role assignments for a server, a rotator or an administrator.
 """
-
-from typing import TYPE_CHECKING
-
-from goatherd.lazy_imports import lazy_attributes
-from goatherd.providers.azure.address import AzureAddress
-from goatherd.providers.azure.permissions import policy
-
-if TYPE_CHECKING:
-    from goatherd.providers.azure.provider import AzureSecretProvider
-
-__all__ = ["AzureAddress", "AzureSecretProvider", "policy"]
-
-# The provider needs the SDK; the policies and addresses do not (tests/unit/test_bare_install.py).
-__getattr__ = lazy_attributes(__name__, AzureSecretProvider="provider")

@@ -4,15 +4,3 @@
 - `layout`: the layout of a secret's directory and the order of writes.
 - `permissions`: `policy`, the owners and modes for a server, a rotator or an administrator.
 """
-
-from typing import TYPE_CHECKING
-
-from goatherd.lazy_imports import lazy_attributes
-from goatherd.providers.file.permissions import policy
-
-if TYPE_CHECKING:
-    from goatherd.providers.file.provider import FileSecretProvider
-
-__all__ = ["FileSecretProvider", "policy"]
-
-__getattr__ = lazy_attributes(__name__, FileSecretProvider="provider")

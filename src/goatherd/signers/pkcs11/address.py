@@ -16,7 +16,7 @@ from typing import ClassVar, Final
 from urllib.parse import quote, unquote_to_bytes
 
 from goatherd.errors import ConfigurationError
-from goatherd.secret_source import SecretSource
+from goatherd.serving.secret_source import SecretSource
 from goatherd.signers.base import check_role
 
 MODULE_VARIABLE: Final = "GOATHERD_PKCS11_MODULE"

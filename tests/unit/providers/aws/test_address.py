@@ -9,9 +9,8 @@ import pytest
 
 from goatherd.errors import ConfigurationError
 from goatherd.plugins import open_provider, provider_from_config
-from goatherd.providers.aws import AWSAddress, AWSSecretProvider
-from goatherd.providers.aws.address import parse_address
-from goatherd.providers.aws.provider import version_id_for
+from goatherd.providers.aws.address import AWSAddress, parse_address
+from goatherd.providers.aws.provider import AWSSecretProvider, version_id_for
 from goatherd.providers.base import ReadConsistency
 from goatherd.providers.values import SecretBytes
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.aws import policy
+from goatherd.providers.aws.permissions import policy
 
 URI = "aws://eu-west-1/goatdb/prod/root"
 ARN = "arn:aws:secretsmanager:eu-west-1:*:secret:goatdb/prod/root-??????"

@@ -18,7 +18,7 @@ from goatherd.identity.document import Phase, decode_document, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.machine import Outcome

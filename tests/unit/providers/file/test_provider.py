@@ -27,7 +27,7 @@ from goatherd.errors import (
 from goatherd.files import System
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.provider import FileSecretProvider
 from goatherd.providers.values import VersionId
 from tests.deadlines import HANG
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.gcp import policy
-from goatherd.providers.gcp.permissions import permissions
+from goatherd.providers.gcp.permissions import permissions, policy
 
 
 def test_a_server_gets_the_predefined_role_for_one_secret():

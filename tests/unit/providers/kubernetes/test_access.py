@@ -19,8 +19,9 @@ pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
 from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, ProviderConfigurationError
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.providers.kubernetes.access import load_access
+from goatherd.providers.kubernetes.address import KubernetesAddress
+from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from tests.deadlines import HANG
 from tests.fakes.certificates import certificate
 from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.kubernetes import KubernetesSecretProvider
 from goatherd.providers.kubernetes.address import parse_address, split_secret_id
+from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from goatherd.providers.values import secret_id_for
 
 

@@ -28,9 +28,11 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, credentials
+from goatherd.providers.kubernetes import credentials
 from goatherd.providers.kubernetes.access import load_access
+from goatherd.providers.kubernetes.address import KubernetesAddress
 from goatherd.providers.kubernetes.credentials import ClusterAccess
+from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from tests.deadlines import HANG
 from tests.fakes.certificates import certificate, certificate_server, replace_file
 from tests.fakes.kubernetes_fake import FakeKubernetes

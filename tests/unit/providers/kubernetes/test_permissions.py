@@ -12,7 +12,7 @@ import yaml
 
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.kubernetes import policy, volume_policy
+from goatherd.providers.kubernetes.permissions import policy, volume_policy
 from goatherd.providers.values import STABLE
 from tests.contract.kubernetes.clients import provider_of
 from tests.fakes.kubernetes_fake import FakeKubernetes

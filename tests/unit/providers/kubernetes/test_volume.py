@@ -22,8 +22,8 @@ from goatherd.errors import (
 )
 from goatherd.plugins import open_provider
 from goatherd.providers.base import Call, RetryPolicy
-from goatherd.providers.kubernetes import KubernetesVolumeProvider, volume
-from goatherd.providers.kubernetes.volume import COPY
+from goatherd.providers.kubernetes import volume
+from goatherd.providers.kubernetes.volume import COPY, KubernetesVolumeProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, VersionId
 from goatherd.providers.versioned_record import RECORD, RecordedSecret, VersionedRecord, encode_members, entry_for
 from tests.fakes.kubelet import Kubelet

@@ -7,8 +7,9 @@ import pytest
 from goatherd.errors import ConfigurationError
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import ReadConsistency
-from goatherd.providers.vault import AppRoleAuth, KubernetesAuth, OpenBaoSecretProvider, TokenAuth, VaultSecretProvider
 from goatherd.providers.vault.address import VaultAddress, parse_address
+from goatherd.providers.vault.auth import AppRoleAuth, KubernetesAuth, TokenAuth
+from goatherd.providers.vault.provider import OpenBaoSecretProvider, VaultSecretProvider
 
 
 def parsed(uri: str, scheme: str = "vault", **environment: str) -> tuple[VaultAddress, str]:

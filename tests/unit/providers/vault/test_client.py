@@ -21,8 +21,10 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, SecretBytes
-from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import TokenAuth
 from goatherd.providers.vault.client import VaultClient
+from goatherd.providers.vault.provider import VaultSecretProvider
 from goatherd.providers.versioned_record import RecordedSecret, VersionedRecord, encode_secret, entry_for
 from tests.deadlines import HANG
 from tests.fakes.certificates import certificate, certificate_server, replace_file

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.vault import policy
+from goatherd.providers.vault.permissions import policy
 
 
 def test_a_server_may_read_the_entry():

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from goatherd.garbage_collection import exempt_present_objects, share_arena
+from goatherd.serving.garbage_collection import exempt_present_objects, share_arena
 
 COUNT_ARENAS = """
 import ctypes, sys, threading
-from goatherd.garbage_collection import exempt_present_objects, share_arena
+from goatherd.serving.garbage_collection import exempt_present_objects, share_arena
 
 libc = ctypes.CDLL(None)
 if not hasattr(libc, "malloc_info"):

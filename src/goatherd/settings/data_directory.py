@@ -151,7 +151,7 @@ def check_understood(directory: Path) -> None:
     """
     try:
         # SECURITY: the server's user owns the data directory, and may be compromised. A process of root must not work
-        # on what this user has linked there (tests/unit/test_data_directory.py).
+        # on what this user has linked there (tests/unit/settings/test_data_directory.py).
         if os.geteuid() == 0 and directory.is_symlink() and directory.lstat().st_uid != 0:
             raise StorageError(
                 f"{directory} is a link that another user has made",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.errors import ConfigurationError
-from goatherd.server_url import (
+from goatherd.serving.server_url import (
     ServerURL,
     check_http_url,
     masked,

@@ -44,7 +44,7 @@ class SecretSource:
 
         Raises:
             ConfigurationError: The string has another form. SECURITY: it is not quoted, since a user may have given the
-                secret itself (tests/unit/settings/test_last_known_good.py, tests/unit/test_secret_source.py).
+                secret itself (tests/unit/settings/test_last_known_good.py, tests/unit/serving/test_secret_source.py).
         """
         kind, _, name = text.partition(":")
         is_fine = (kind == "file" and Path(name).is_absolute()) or (
@@ -90,7 +90,7 @@ class SecretSource:
             ConfigurationError: The key is missing or malformed, or other users can read or change its file.
         """
         # SECURITY: raw bytes are not accepted, because 32 characters that a user typed are not a random key
-        # (tests/unit/test_secret_source.py).
+        # (tests/unit/serving/test_secret_source.py).
         text = self.read_bytes(environ).strip()
         try:
             key = bytes.fromhex(text.decode()) if len(text) == 2 * length else _from_base64(text)

@@ -4,7 +4,7 @@ This module parses the addresses in flags, environment variables, the configurat
 name is resolved. Addresses that stand for any number of servers (``dns://…``, ``k8s-service://…``) belong to
 `goatherd.cluster.discovery`.
 
-SECURITY: a message never repeats a user name, a password or a query (tests/unit/test_server_url.py).
+SECURITY: a message never repeats a user name, a password or a query (tests/unit/serving/test_server_url.py).
 """
 
 from __future__ import annotations

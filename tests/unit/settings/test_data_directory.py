@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from goatherd import data_directory
-from goatherd.data_directory import (
+from goatherd.errors import ConfigurationError, NewerFormatError, StorageError
+from goatherd.settings import data_directory
+from goatherd.settings.data_directory import (
     SEEN_NAME,
     check_data_directory,
     check_logs_whole,
@@ -24,7 +25,6 @@ from goatherd.data_directory import (
     prepare_logs,
     refuse_running,
 )
-from goatherd.errors import ConfigurationError, NewerFormatError, StorageError
 
 # A key pair in GoatDB's next form, from RFC 8037 (appendix A.1).
 PUBLIC = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.errors import ConfigurationError
-from goatherd.secret_source import PageToken, SecretSource
+from goatherd.serving.secret_source import PageToken, SecretSource
 
 
 @pytest.mark.parametrize("text", ["1234", "file:relative", "env:a b", "credential:..", "pin:1234"])
