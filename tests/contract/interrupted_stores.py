@@ -306,7 +306,7 @@ def azure_store(tmp_path: Path) -> Iterator[Store]:
     pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
     from goatherd.providers.azure.address import AzureAddress
     from goatherd.providers.azure.provider import AzureSecretProvider
-    from goatherd.providers.azure.records import POINTER_TYPE, WITH_VALUE_TYPES, value_after_pointer
+    from goatherd.providers.azure.records import POINTER_TYPE
     from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
 
     class DyingVault(FakeKeyVault):
@@ -333,12 +333,8 @@ def azure_store(tmp_path: Path) -> Iterator[Store]:
 
         def held(name: str) -> set[bytes]:
             stored = [vault._state.secrets.get(name + suffix, {}) for suffix in ("", "-pointer")]
-            enabled = [one for versions in stored for one in versions.values() if one.enabled]
-            return {
-                (value_after_pointer(one.value) if one.content_type in WITH_VALUE_TYPES else one.value).encode()
-                for one in enabled
-                if one.content_type != POINTER_TYPE
-            }
+            kept = [one for versions in stored for one in versions.values()]
+            return {one.value.encode() for one in kept if one.enabled and one.content_type != POINTER_TYPE}
 
         def make() -> SecretProvider:
             return AzureSecretProvider(address, credential=FakeCredential(), clock=FastClock(200), retry=ONCE)

@@ -31,8 +31,9 @@ from goatherd.node.repository import Repository
 from goatherd.node.views import SyncLimits
 from goatherd.plugins import open_provider
 from goatherd.providers import versioned_record
-from goatherd.providers.azure.records import decode_leftover
+from goatherd.providers.azure.records import BASE64_TYPE
 from goatherd.providers.azure.records import decode_pointer as decode_azure_pointer
+from goatherd.providers.azure.records import decode_value as decode_azure_value
 from goatherd.providers.base import Call
 from goatherd.providers.values import SecretBytes, check_label
 from goatherd.providers.versioned_record import (
@@ -262,7 +263,7 @@ def entries() -> Sequence[Entry]:
             raises=RECORD,
         ),
         Entry("Azure pointer", lambda data: decode_azure_pointer(text(data)), (), raises=RECORD),
-        Entry("Azure value", lambda data: decode_leftover(text(data), text=False), (b"QUFB",), raises=RECORD),
+        Entry("Azure value", lambda data: decode_azure_value(text(data), BASE64_TYPE), (b"QUFB",), raises=RECORD),
         Entry("log", lambda data: [each.record for each in read_lines(data)], (LOG,)),
         Entry("log recovery", scan_log, (LOG,)),
         Entry("log check", lambda data: list(decode_lines(data, ORG)), (LOG,)),

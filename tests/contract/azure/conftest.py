@@ -11,7 +11,7 @@ pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 from goatherd.providers.azure.provider import AzureSecretProvider
 from tests.fakes.azure_fake import FakeKeyVault
 
-from .clients import SPEED, made
+from .clients import ONCE, SPEED, made
 
 READER = "token-of-an-ordinary-reader"
 
@@ -27,4 +27,11 @@ def vault() -> Iterator[FakeKeyVault]:
 @pytest.fixture
 async def provider(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
     async with made(vault) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def once(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
+    """Return a provider that does not retry."""
+    async with made(vault, retry=ONCE) as opened:
         yield opened

@@ -1,10 +1,11 @@
-"""The cost of a change at Azure Key Vault, and the garbage that it leaves for later changes to remove."""
+"""The requests of each call at Azure Key Vault, and what writers that die or are delayed leave there."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,188 +13,229 @@ import pytest
 
 pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 
-from goatherd.errors import (
-    UnavailableError,
-    VersionDisabledError,
-)
-from goatherd.providers.azure import records
-from goatherd.providers.base import RetryPolicy
-from goatherd.providers.values import CURRENT, STABLE
+from goatherd.errors import ConflictError, UnavailableError, VersionDisabledError
+from goatherd.providers.azure.provider import AzureSecretProvider
+from goatherd.providers.values import CURRENT, STABLE, VersionId, VersionState
 from tests.deadlines import HANG
-from tests.fakes.azure_fake import FakeKeyVault, SteppedClock, Trouble
+from tests.fakes.azure_fake import FakeKeyVault, SteppedClock
 
-from .clients import made
+from .clients import ONCE, made
 
-ONCE = RetryPolicy(attempts=1)
 PAGE = Path(__file__).resolve().parents[3] / "docs/adr/0015-azure-change-cost.md"
-READER = "token-of-an-ordinary-reader"
 
 
-def documented_requests() -> dict[str, int]:
-    rows = re.findall(r"^\| `(\w+)`([^|]*)\|[^|]*\| (\d+) \|$", PAGE.read_text(), re.MULTILINE)
-    return {f"{operation}{rest.rstrip()}": int(count) for operation, rest, count in rows}
+@pytest.fixture
+def clock() -> SteppedClock:
+    return SteppedClock()
 
 
-async def test_each_call_makes_the_number_of_requests_that_the_page_says():
-    clock = SteppedClock()
-    with FakeKeyVault(clock=clock) as vault:
-        counted: dict[str, int] = {}
-
-        async def count(name: str, begin: Callable[[], Awaitable[Any]]) -> Any:
-            vault.requests.clear()
-            result = await begin()
-            counted[name] = len(vault.requests)
-            clock.passed += 60
-            return result
-
-        name = "goatdb-root"
-        async with made(vault, clock=clock) as provider, made(vault, clock=clock) as other:
-            first = await count("create", lambda: provider.create(name, b"first"))
-            second = await count("write", lambda: provider.write(name, b"second", expected=first.id))
-            await count("read, after a write", lambda: provider.read(name))
-            await count("label", lambda: provider.label(name, STABLE, second.id, expected=None))
-            await count("read", lambda: provider.read(name))
-            await count("destroy", lambda: provider.destroy(name, first.id))
-            await count("versions", lambda: provider.versions(name))
-            third = await count(
-                "write, another label", lambda: provider.write(name, b"third", label="candidate", expected=None)
-            )
-            await count("unlabel", lambda: provider.unlabel(name, "candidate", expected=third.id))
-            await count("read, the first", lambda: other.read(name))
-            await count("label, `current`", lambda: provider.label(name, CURRENT, third.id, expected=second.id))
-    assert counted == documented_requests()
+@pytest.fixture
+def vault(clock: SteppedClock) -> Iterator[FakeKeyVault]:
+    with FakeKeyVault(clock=clock) as running:
+        yield running
 
 
-async def test_a_value_that_is_too_long_to_go_with_the_pointer_costs_two_requests_more():
-    clock = SteppedClock()
-    with FakeKeyVault(clock=clock) as vault:
-        async with made(vault, clock=clock) as provider, made(vault, clock=clock) as other:
-            first = await provider.create("goatdb-root", b"first")
-            long = b"\xff" * provider.guarantees.max_value_bytes
-            vault.requests.clear()
-            second = await provider.write("goatdb-root", long, expected=first.id)
-            assert len(vault.requests) == documented_requests()["write"] + 2
-            for reader in (provider, other):
-                assert (await reader.read("goatdb-root")).value.reveal() == long
-                assert [version.id for version in await reader.versions("goatdb-root")] == [second.id, first.id]
+@pytest.fixture
+async def provider(vault: FakeKeyVault, clock: SteppedClock) -> AsyncIterator[AzureSecretProvider]:
+    async with made(vault, clock=clock) as opened:
+        yield opened
 
 
-async def test_a_value_that_was_written_alone_and_left_is_listed_and_hides_nothing():
-    clock = SteppedClock()
-    with FakeKeyVault(clock=clock) as vault:
-        async with made(vault, clock=clock, retry=ONCE) as dying, made(vault, clock=clock) as provider:
-            first = await dying.create("goatdb-root", b"first")
-            clock.passed += 60
-            vault.trouble = [Trouble(match="GET /secrets/goatdb-root-pointer/", status=500)]
-            with pytest.raises(UnavailableError):
-                await dying.write("goatdb-root", b"\xff" * 19_000, expected=first.id)
-            assert (await provider.read("goatdb-root")).value.reveal() == b"first"
-            left, listed = await provider.versions("goatdb-root")
-            assert (left.is_leftover, listed.id) == (True, first.id)
-            assert (await provider.read("goatdb-root", left.id)).value.reveal() == b"\xff" * 19_000
-            await provider.destroy("goatdb-root", left.id)
-            with pytest.raises(VersionDisabledError):
-                await provider.read("goatdb-root", left.id)
-            assert (await provider.write("goatdb-root", b"second", expected=first.id)).labels == {CURRENT}
+def enabled(vault: FakeKeyVault, name: str) -> set[str]:
+    return {one.value for one in vault._state.secrets[name].values() if one.enabled}
 
 
-async def test_a_writer_that_was_held_up_looks_at_the_pointer_once_more():
-    clock = SteppedClock()
-    with FakeKeyVault(clock=clock) as vault:
-        async with made(vault, clock=clock) as provider:
-            first = await provider.create("goatdb-root", b"first")
-            put = provider._vault.put_secret
+@contextlib.asynccontextmanager
+async def held_before(
+    vault: FakeKeyVault, clock: SteppedClock, put_to: str, begin: Callable[[AzureSecretProvider], Awaitable[Any]]
+) -> AsyncIterator[None]:
+    """Run a change whose writer is held before its first PUT to a secret, until the end of the block."""
+    async with made(vault, clock=clock) as slow:
+        put, is_held, go_on = slow._vault.put_secret, asyncio.Event(), asyncio.Event()
 
-            async def slow(name: str, *rest: Any) -> Any:
-                clock.passed += 1 if name == "goatdb-root" else 0
-                return await put(name, *rest)
+        async def held_up(name: str, *rest: Any) -> Any:
+            if name == put_to and not is_held.is_set():
+                is_held.set()
+                await go_on.wait()
+            return await put(name, *rest)
 
-            provider._vault.put_secret = slow  # type: ignore[method-assign]
-            vault.requests.clear()
-            await provider.write("goatdb-root", b"second", expected=first.id)
-            assert len(vault.requests) == documented_requests()["write"] + 1
-            assert vault.requests[-1] == "GET /secrets/goatdb-root-pointer/"
-
-
-async def test_a_copy_in_the_view_that_comes_after_the_destruction_is_listed_and_destroyed():
-    clock = SteppedClock()
-    with FakeKeyVault(clock=clock) as vault:
-        async with made(vault, clock=clock) as slow, made(vault, clock=clock) as provider:
-            first = await slow.create("goatdb-root", b"first")
-            put, is_held, go_on = slow._vault.put_secret, asyncio.Event(), asyncio.Event()
-
-            async def held_up(name: str, *rest: Any) -> Any:
-                if name == "goatdb-root" and not is_held.is_set():
-                    is_held.set()
-                    await go_on.wait()
-                return await put(name, *rest)
-
-            slow._vault.put_secret = held_up  # type: ignore[method-assign]
-            writing = asyncio.create_task(slow.write("goatdb-root", b"second", expected=first.id))
-            await asyncio.wait_for(is_held.wait(), HANG)
-            second = (await provider.read("goatdb-root")).version.id
-            third = await provider.write("goatdb-root", b"third", expected=second)
-            await provider.destroy("goatdb-root", second)
-            go_on.set()
-            await writing
-
-            def in_the_view() -> set[str]:
-                return {one.value for one in vault._state.secrets["goatdb-root"].values() if one.enabled}
-
-            assert in_the_view() == {"first", "second", "third"}
-            listed = {one.id: (one.state.value, one.is_leftover) for one in await provider.versions("goatdb-root")}
-            assert listed[second] == ("enabled", True)
-            found = await provider.read("goatdb-root", second)
-            assert (found.value.reveal(), found.version.is_leftover) == (b"second", True)
-            await provider.destroy("goatdb-root", second)
-            assert in_the_view() == {"first", "third"}
-            states = {one.id: one.state.value for one in await provider.versions("goatdb-root")}
-            assert states == {third.id: "enabled", second: "disabled", first.id: "enabled"}
+        slow._vault.put_secret = held_up  # type: ignore[method-assign]
+        working = asyncio.ensure_future(begin(slow))
+        await asyncio.wait_for(is_held.wait(), HANG)
+        yield
+        go_on.set()
+        await working
 
 
-async def test_a_copy_in_the_view_of_a_version_that_was_switched_off_by_hand_is_listed_once_it_has_no_label():
-    clock = SteppedClock()
-    with FakeKeyVault(clock=clock) as vault:
-        async with made(vault, clock=clock) as provider:
-            first = await provider.create("goatdb-root", b"first")
-            second = await provider.write("goatdb-root", b"second", expected=first.id)
-            vault._state.secrets["goatdb-root-pointer"][first.id].enabled = False
-            listed = {one.id: (one.state.value, one.is_leftover) for one in await provider.versions("goatdb-root")}
-            assert listed == {second.id: ("enabled", False), first.id: ("enabled", True)}
-            assert (await provider.read("goatdb-root", first.id)).value.reveal() == b"first"
-            await provider.destroy("goatdb-root", first.id)
-            assert [one.value for one in vault._state.secrets["goatdb-root"].values() if one.enabled] == ["second"]
-            with pytest.raises(VersionDisabledError):
-                await provider.read("goatdb-root", first.id)
-            states = {one.id: one.state.value for one in await provider.versions("goatdb-root")}
-            assert states == {second.id: "enabled", first.id: "disabled"}
-
-
-async def test_values_that_the_pointer_has_forgotten_are_listed_and_all_of_them_can_be_destroyed(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_each_call_makes_the_number_of_requests_that_the_page_says(
+    vault: FakeKeyVault, clock: SteppedClock, provider: AzureSecretProvider
 ):
-    monkeypatch.setattr(records, "MAX_LISTED", 4)
-    monkeypatch.setattr(records, "HISTORY", 3)
-    monkeypatch.setattr(records, "MOST_LEFTOVERS", 2)
-    clock = SteppedClock()
-    with FakeKeyVault(clock=clock) as vault:
-        async with made(vault, clock=clock) as provider:
-            made_ids = [(await provider.create("goatdb-root", b"0")).id]
-            for number in range(1, 12):
-                written = await provider.write("goatdb-root", str(number).encode(), expected=made_ids[-1])
-                made_ids.append(written.id)
-            listed = await provider.versions("goatdb-root")
-            assert [one.id for one in listed] == made_ids[::-1]
-            assert [one.id for one in listed if one.is_leftover] == made_ids[:8][::-1]
-            for version in made_ids[:-1]:
-                await provider.destroy("goatdb-root", version)
-            enabled = [
-                one.value.rpartition("\n")[2]
-                for name in ("goatdb-root", "goatdb-root-pointer")
-                for one in vault._state.secrets[name].values()
-                if one.enabled and one.content_type != records.POINTER_TYPE
-            ]
-            assert enabled == ["11", "11"]
-            newest = list(vault.versions("goatdb-root-pointer").values())[-1]
-            assert len(records.decode_pointer(newest).versions) <= 4 + 2
-            assert (await provider.read("goatdb-root")).value.reveal() == b"11"
+    counted: dict[str, int] = {}
+
+    async def count(name: str, begin: Callable[[], Awaitable[Any]]) -> Any:
+        vault.requests.clear()
+        result = await begin()
+        counted[name] = len(vault.requests)
+        clock.passed += 60
+        return result
+
+    name = "goatdb-root"
+    first = await count("create", lambda: provider.create(name, b"first"))
+    second = await count("write", lambda: provider.write(name, b"second", expected=first.id))
+    await count("label", lambda: provider.label(name, STABLE, second.id, expected=None))
+    await count("read", lambda: provider.read(name))
+    await count("read, another version", lambda: provider.read(name, first.id))
+    await count("destroy", lambda: provider.destroy(name, first.id))
+    await count("versions", lambda: provider.versions(name))
+    await count("unlabel", lambda: provider.unlabel(name, STABLE, expected=second.id))
+    async with made(vault, clock=clock) as other:
+        await count("read, after a change", lambda: other.read(name))
+    rows = re.findall(r"^\| `(\w+)`([^|]*)\|[^|]*\| (\d+) \|$", PAGE.read_text(), re.MULTILINE)
+    assert counted == {f"{operation}{rest.rstrip()}": int(number) for operation, rest, number in rows}
+
+
+async def test_a_value_of_a_writer_that_died_is_listed_read_and_destroyed(
+    vault: FakeKeyVault, clock: SteppedClock, provider: AzureSecretProvider
+):
+    first = await provider.create("goatdb-root", b"first")
+    async with made(vault, clock=clock, retry=ONCE) as dying:
+        store = dying._store_value
+
+        async def die(*arguments: Any) -> VersionId:
+            await store(*arguments)
+            raise UnavailableError("the process is dead")
+
+        dying._store_value = die  # type: ignore[method-assign]
+        with pytest.raises(UnavailableError):
+            await dying.write("goatdb-root", b"\xff" * 19_000, expected=first.id)
+    clock.passed += 60
+    assert (await provider.read("goatdb-root")).value.reveal() == b"first"
+    (left,) = [one.id for one in await provider.versions("goatdb-root") if one.id != first.id]
+    assert (await provider.read("goatdb-root", left)).value.reveal() == b"\xff" * 19_000
+    await provider.destroy("goatdb-root", left)
+    with pytest.raises(VersionDisabledError):
+        await provider.read("goatdb-root", left)
+    with pytest.raises(VersionDisabledError):
+        await provider.label("goatdb-root", STABLE, left, expected=None)
+    assert (await provider.write("goatdb-root", b"second", expected=first.id)).labels == {CURRENT}
+
+
+async def test_a_version_that_is_destroyed_while_a_label_moves_to_it_has_the_label_or_is_disabled(
+    vault: FakeKeyVault, clock: SteppedClock, provider: AzureSecretProvider
+):
+    first = await provider.create("goatdb-root", b"first")
+    second = await provider.write("goatdb-root", b"second", expected=first.id)
+    with pytest.raises(VersionDisabledError):
+        async with held_before(
+            vault,
+            clock,
+            "goatdb-root-pointer",
+            lambda slow: slow.label("goatdb-root", STABLE, first.id, expected=None),
+        ):
+            await provider.destroy("goatdb-root", first.id)
+    states = {one.id: (one.state, set(one.labels)) for one in await provider.versions("goatdb-root")}
+    assert states == {second.id: (VersionState.ENABLED, {CURRENT}), first.id: (VersionState.DISABLED, set())}
+
+
+async def test_a_view_that_is_written_after_the_next_change_s_is_written_again(
+    vault: FakeKeyVault, clock: SteppedClock, provider: AzureSecretProvider
+):
+    first = await provider.create("goatdb-root", b"first")
+    async with held_before(
+        vault, clock, "goatdb-root", lambda slow: slow.write("goatdb-root", b"second", expected=first.id)
+    ):
+        (second,) = [one.id for one in await provider.versions("goatdb-root") if CURRENT in one.labels]
+        await provider.write("goatdb-root", b"third", expected=second)
+    assert list(vault.versions("goatdb-root").values())[-2:] == ["second", "third"]
+
+
+async def test_a_copy_in_the_view_that_comes_after_the_destruction_is_listed_and_destroyed(
+    vault: FakeKeyVault, clock: SteppedClock, provider: AzureSecretProvider
+):
+    first = await provider.create("goatdb-root", b"first")
+    async with held_before(
+        vault, clock, "goatdb-root", lambda slow: slow.write("goatdb-root", b"second", expected=first.id)
+    ):
+        (second,) = [one.id for one in await provider.versions("goatdb-root") if CURRENT in one.labels]
+        third = await provider.write("goatdb-root", b"third", expected=second)
+        await provider.destroy("goatdb-root", second)
+    assert enabled(vault, "goatdb-root") == {"first", "second", "third"}
+    states = {one.id: one.state for one in await provider.versions("goatdb-root")}
+    assert states == dict.fromkeys([first.id, second, third.id], VersionState.ENABLED)
+    assert (await provider.read("goatdb-root", second)).value.reveal() == b"second"
+    await provider.destroy("goatdb-root", second)
+    assert enabled(vault, "goatdb-root") == {"first", "third"}
+    states = {one.id: one.state for one in await provider.versions("goatdb-root")}
+    assert states == {
+        third.id: VersionState.ENABLED,
+        second: VersionState.DISABLED,
+        first.id: VersionState.ENABLED,
+    }
+
+
+async def test_everybody_sees_the_same_after_many_changes_and_a_late_proposal_changes_nothing(
+    vault: FakeKeyVault, clock: SteppedClock, provider: AzureSecretProvider
+):
+    versions = [(await provider.create("goatdb-root", b"0")).id]
+    for number in range(1, 12):
+        value = str(number).encode()
+        versions.append((await provider.write("goatdb-root", value, expected=versions[-1])).id)
+    async with made(vault, clock=clock) as other:
+        assert [one.id for one in await other.versions("goatdb-root")] == versions[::-1]
+        for version in versions[:-1]:
+            await other.destroy("goatdb-root", version)
+    values = {one for one in enabled(vault, "goatdb-root-pointer") if not one.startswith("{")}
+    assert values == enabled(vault, "goatdb-root") == {"11"}
+    # A proposal of a writer that was held up since before all this.
+    pointers = vault._state.secrets["goatdb-root-pointer"]
+    stale = next(one for one in pointers.values() if one.tags.get("goatherd-epoch") == "2")
+    pointers["f" * 32] = type(stale)(
+        stale.value, vault.now(), stale.content_type, {**stale.tags, "goatherd-request": "9"}
+    )
+    clock.passed += 60
+    async with made(vault, clock=clock) as late:
+        for reader in (provider, late):
+            assert (await reader.read("goatdb-root")).value.reveal() == b"11"
+            listed = {one.id: one.state for one in await reader.versions("goatdb-root")}
+            assert [listed[version] for version in versions[:-1]] == [VersionState.DISABLED] * 11
+            assert listed[versions[-1]] is VersionState.ENABLED
+
+
+@pytest.mark.parametrize("lost", ["tags of the last pointer", "last pointer"])
+async def test_a_pointer_whose_tags_were_changed_or_that_is_not_listed_is_damage_and_not_an_older_state(
+    vault: FakeKeyVault, provider: AzureSecretProvider, lost: str
+):
+    first = await provider.create("goatdb-root", b"first")
+    await provider.write("goatdb-root", b"second", expected=first.id)
+    stored = vault._state.secrets["goatdb-root-pointer"]
+    last = list(stored)[-1]
+    if lost == "last pointer":
+        del stored[last]
+    else:
+        stored[last].tags.clear()
+    provider.retry = ONCE
+    with pytest.raises(UnavailableError, match="its tags were changed"):
+        await provider.versions("goatdb-root")
+    with pytest.raises(UnavailableError, match="its tags were changed"):
+        await provider.write("goatdb-root", b"third", expected=first.id)
+
+
+async def test_a_value_that_the_vault_lost_is_not_an_absent_secret_and_the_hint_keeps_the_pointer(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    await provider.create("goatdb-root", b"first")
+    lost = await provider.write("goatdb-root", b"second", label="other", expected=None)
+    del vault._state.secrets["goatdb-root-pointer"][lost.id]
+    provider.retry = ONCE
+    for begin in (lambda: provider.read("goatdb-root", "other"), lambda: provider.versions("goatdb-root")):
+        with pytest.raises(UnavailableError, match="that the vault does not have") as caught:
+            await begin()
+        assert "Do not delete goatdb-root-pointer" in str(caught.value.hint)
+
+
+async def test_a_destroyed_version_that_has_a_label_is_left_alone(provider: AzureSecretProvider, vault: FakeKeyVault):
+    first = await provider.create("goatdb-root", b"first")
+    with pytest.raises(ConflictError, match="current"):
+        await provider.destroy("goatdb-root", first.id)
+    assert enabled(vault, "goatdb-root") == {"first"}
+    assert (await provider.read("goatdb-root", VersionId(first.id))).value.reveal() == b"first"

@@ -73,19 +73,6 @@ class StoredSecret:
     enabled: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """All versions of one secret in Azure Key Vault, without their values and in no particular order.
-
-    Attributes:
-        now: The time of the request by the service's clock, or slightly earlier, in seconds since 1970.
-        items: The versions by their ids; empty if there is no such secret.
-    """
-
-    now: int
-    items: Mapping[str, StoredSecret]
-
-
 class KeyVault:
     """Sends requests to one Azure key vault; owns the SDK's client and, unless the caller passes one, the credential.
 
@@ -161,25 +148,19 @@ class KeyVault:
             raise UnavailableError(f"the service answered 404 to the request that writes {name}")
         return _checked_secret(value, made.properties, name)
 
-    async def list_versions(self, name: str) -> Listing:
-        """List all versions of a secret without values, with the service's time.
-
-        The time comes from the date of an earlier answer (`service_time`), so call another method before the first
-        listing.
-        """
-        # The answer to a listing may be dated long after the service looked up the versions. So the time is the date of
-        # the previous answer plus the time since then: it is never later than a look-up of this listing.
-        now = self.service_time()
+    async def list_versions(self, name: str) -> dict[str, StoredSecret]:
+        """List all versions of a secret by their ids, unordered and without values; empty if there is no secret."""
 
         async def collect() -> list[SecretProperties]:
             return [item async for item in self._open_client().list_properties_of_secret_versions(name)]
 
-        found = await self._call_sdk(collect(), name, missing=[])
-        items = [_checked_item(item, name) for item in found]
-        return Listing(now=now, items={item.version: item for item in items})
+        items = [_checked_item(item, name) for item in await self._call_sdk(collect(), name, missing=[])]
+        return {item.version: item for item in items}
 
     def service_time(self) -> int:
         """Return the time by the key vault's clock, or slightly less, in seconds since 1970, from its last answer.
+
+        Ask before a listing, not after it: the answer may be dated long after the service looked up the versions.
 
         Raises:
             UnavailableError: The service's answers have no date.
@@ -189,11 +170,9 @@ class KeyVault:
         date, then = self._last_date
         return date + int(self._clock.monotonic() - then)
 
-    async def update_version(
-        self, name: str, version: str, *, enabled: bool | None = None, content_type: str | None = None
-    ) -> None:
-        """Enable or disable a version of a secret, or change its content type; None leaves the attribute unchanged."""
-        work = self._open_client().update_secret_properties(name, version, enabled=enabled, content_type=content_type)
+    async def disable_version(self, name: str, version: str) -> None:
+        """Make a version of a secret unreadable, until somebody enables it again."""
+        work = self._open_client().update_secret_properties(name, version, enabled=False)
         if await self._call_sdk(work, name, missing=None) is None:
             raise UnavailableError(f"version {version} of {name} is listed, but the service has none")
 
