@@ -134,7 +134,6 @@ class RootSigner:
         self.error: SignerError | None = None
         self.used_at: float | None = None
         self._signer: VerifiedSigner | None = None
-        self._is_closed = False
 
     @property
     def is_open(self) -> bool:
@@ -178,7 +177,6 @@ class RootSigner:
 
     def close(self) -> None:
         """Close the signer's connections. Later calls fail."""
-        self._is_closed = True
         if self._signer is not None:
             _LOOP.run(self._signer.aclose())
 

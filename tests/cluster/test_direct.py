@@ -97,7 +97,7 @@ async def health_of(cluster: Herd, number: int = 0) -> dict[str, Any]:
 
 
 async def go_direct(cluster: Herd, uri: str, **options: Any) -> None:
-    async with rotator_of(cluster, signers=RootSigners([uri])) as rotator:
+    async with RootSigners([uri]) as signers, rotator_of(cluster, signers=signers) as rotator:
         async with asyncio.timeout(HANG):
             while (await rotator.plan(anchor=AnchorChoice(signer=uri, is_direct=True))).obstacles:
                 await asyncio.sleep(0.05)  # the servers check their signers
@@ -111,7 +111,11 @@ async def test_a_cluster_enters_direct_mode_replaces_the_key_and_leaves_it_twice
     third = await new_key(tmp_path / "third.json")
     async with herd(tmp_path, count=2, root_signers=[first, second, third]) as cluster:
         load = Workload(cluster.urls, clients=3)
-        async with load, rotator_of(cluster, signers=RootSigners([first, second, third])) as rotator:
+        async with (
+            load,
+            RootSigners([first, second, third]) as signers,
+            rotator_of(cluster, signers=signers) as rotator,
+        ):
             began = load.now()
             await go_direct(cluster, first)
             document = await cluster.document()
@@ -263,11 +267,12 @@ async def test_in_direct_mode_the_signer_revokes_an_earlier_root_and_reissues_it
         await nodes[0].push(NOTES, [note], user)
         await go_direct(cluster, uri)
         policy = Policy(adoption=ADOPTION, settle=ADOPTION, node_timeout=ANSWER)
-        revoker = Revoker(cluster.provider, "root", nodes, policy=policy, signers=RootSigners([uri]))
         current = (await cluster.document()).current.id
-        with pytest.raises(IllegalStepError, match="direct mode"):
-            await revoker.revoke(current, reason="a test")
-        report = await revoker.revoke(cluster.first.id, reason="stolen")
+        async with RootSigners([uri]) as signers:
+            revoker = Revoker(cluster.provider, "root", nodes, policy=policy, signers=signers)
+            with pytest.raises(IllegalStepError, match="direct mode"):
+                await revoker.revoke(current, reason="a test")
+            report = await revoker.revoke(cluster.first.id, reason="stolen")
         assert report.is_complete
         after = await cluster.document()
         assert after.revoked_ids == {cluster.first.id}
