@@ -371,15 +371,9 @@ class StoreLagError(UnavailableError, code="provider.lagging"):
 
 
 class StoresDifferError(ProviderError, code="provider.stores_differ"):
-    """The store of a region holds a later identity than the primary store, or one with another history."""
+    """The store of a region holds no identity that follows from the primary store's, or a later one."""
 
     hint = "`goatherd doctor` shows both histories and the ways out."
-
-
-class ReplicationFailedError(ProviderError, code="provider.replication_failed"):
-    """The platform reports that its replication of a secret to a region has failed; nothing was written."""
-
-    hint = "Repair the replica (how-to page: More than one region), then repeat the command."
 
 
 class PromotionRefusedError(ProviderError, code="provider.not_promotable"):

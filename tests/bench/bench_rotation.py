@@ -35,7 +35,7 @@ from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.rotator import Rotator
-from goatherd.stores import ReplicatedStore, Replication, StoreMember
+from goatherd.stores import ReplicatedStore, StoreMember
 from tests.deadlines import ANSWER
 from tests.fakes.anchors import MemorySigners
 from tests.fakes.herd import FakeClock, Herd
@@ -159,7 +159,7 @@ async def rotate_in_regions(count: int) -> tuple[float, int]:
             region=f"region-{number}",
             provider=store,
             template=Herd.secret_id,
-            replication=Replication.GOATHERD if number else None,
+            is_primary=number == 0,
         )
         for number, store in enumerate(stores)
     ]

@@ -27,7 +27,7 @@ from goatherd.providers.vault.auth import TokenAuth
 from goatherd.providers.vault.provider import VaultSecretProvider
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
-from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
+from goatherd.stores import RegionalReader, ReplicatedStore, StoreMember
 from tests.deadlines import ADOPTION, ANSWER
 from tests.fakes.faults import Fault, FaultProxy, Mode
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
@@ -78,9 +78,8 @@ class Regions:
     def members(self, primary: str = "eu", *, timeout: timedelta = ANSWER) -> list[StoreMember]:
         found = []
         for name in (primary, *(one for one in ORDER if one != primary)):
-            way = None if name == primary else Replication.GOATHERD
             provider = self.stores[name].provider(timeout)
-            found.append(StoreMember(region=name, provider=provider, template=SECRET, replication=way))
+            found.append(StoreMember(region=name, provider=provider, template=SECRET, is_primary=name == primary))
         return found
 
     def writer(self, primary: str = "eu", *, allowed: Sequence[str] = ()) -> ReplicatedStore:

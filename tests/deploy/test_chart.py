@@ -315,8 +315,8 @@ REGIONS = """
 [stores]
 primary = {region = "eu", provider = "k8s://goatdb/root"}
 followers = [
-    {region = "us", provider = "aws://us-east-1/root", replication = "goatherd"},
-    {region = "ap", provider = "k8s://goatdb/root?kubeconfig=/etc/ap", replication = "goatherd"},
+    {region = "us", provider = "aws://us-east-1/root"},
+    {region = "ap", provider = "k8s://goatdb/root?kubeconfig=/etc/ap"},
 ]
 """
 FINDS_NODES = {

@@ -240,7 +240,6 @@ OBJECTS: Final[dict[str, Fields]] = {
         "region": Field("string", "Region of the store; `-` for a single store."),
         "provider": Field("string", "URI scheme of the store."),
         "role": Field("string", "`primary` or `follower`."),
-        "replication": Field("string or null", "Who copies the secret to this follower: `platform` or `goatherd`."),
         "reachable": Field("boolean", "Whether the identity in the store could be read."),
         "generation": Field("integer or null", "Generation of the store's identity document."),
         "labels": Field("map of string", "Id of the version that each label points at."),
@@ -754,10 +753,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     "stores status": {"stores": Field("array of object", "The store of each region.", "region")},
     "stores sync": {
         "complete": Field("boolean", "Whether every follower shows what the primary store holds."),
-        "added": Field("array of string", "Regions to which the platform was asked to replicate the secret."),
         "followers": Field("array of object", "One object for each follower."),
         "followers[].region": Field("string", "Region of the follower."),
-        "followers[].replication": Field("string", "`platform` or `goatherd`."),
         "followers[].inStep": Field("boolean", "Whether the follower shows what the primary store holds."),
         "followers[].before": Field("integer or null", "Generation that the follower held before."),
         "followers[].generation": Field("integer or null", "Generation that the follower holds now."),

@@ -1,7 +1,7 @@
 """A fake of AWS Secrets Manager on the wire, where the emulators differ from the service's API reference.
 
 What it is: ``POST /`` with ``X-Amz-Target`` on 127.0.0.1, for any AWS SDK; staging labels with their compare-and-swap,
-limits, paging, scheduled deletion, IAM policies, replicas in other regions, and faults on demand. What it is not:
+limits, paging, scheduled deletion, IAM policies, and faults on demand. What it is not:
 encryption or rotation, and no check of signatures beyond the access key and the time. Rules: a behaviour stands beside
 the sentence of the reference that it follows
 (docs.aws.amazon.com/secretsmanager/latest/apireference/API_<Operation>.html); what the reference leaves open is chosen
@@ -96,20 +96,6 @@ class _Secret:
     versions: dict[str, _Version] = field(default_factory=dict)
     deleted: float | None = None
     primary_region: str | None = None
-    replicas: dict[str, Replica] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Replica:
-    """The state that a primary secret records about its replica in one region.
-
-    Attributes:
-        status: ``InSync``, ``InProgress`` or ``Failed``.
-        is_wedged: Whether a label was moved while it was not in sync, after which it never follows again.
-    """
-
-    status: str = "InProgress"
-    is_wedged: bool = False
 
 
 class FakeSecretsManager:
@@ -122,17 +108,10 @@ class FakeSecretsManager:
         requests: The requests that were answered.
         wrong: Which request is answered with a wrong success.
         region: The region that it is.
-        others: The services of other regions, by region.
-        lagging: The status of replicas that do not follow for now, by region.
-        late_promotions: How many descriptions still show a replica's primary region after the promotion.
     """
 
     def __init__(self, region: str = REGION) -> None:
         self.region = region
-        self.others: dict[str, FakeSecretsManager] = {}
-        self.lagging: dict[str, str] = {}
-        self.late_promotions = 0
-        self._former: str | None = None
         self.policies: dict[str, str] = {}
         self.keys = {ACCESS_KEY}
         self.clock_ahead = 0.0
@@ -262,43 +241,12 @@ class FakeSecretsManager:
         # "Authorization comes before existence": a missing secret answers a denial too.
         self._authorized(key, operation, fields)
         known = self._secrets.get(str(fields.get("SecretId", "")))
-        is_change = operation not in (*_READS, "CreateSecret", "StopReplicationToReplica")
-        if known is not None and known.primary_region is not None and is_change:
+        if known is not None and known.primary_region is not None and operation not in _READS:
             # "A replica secret can't be updated independently from its primary secret, except for its encryption key."
             # Code and text as seen at AWS.
             text = "Operation not permitted on a replica secret. Call must be made in primary secret's region."
             raise AWSFakeError("InvalidParameterException", text)
-        if known is not None and operation == "UpdateSecretVersionStage":
-            # Seen at AWS, and not in the reference: the replication then fails permanently.
-            for replica in known.replicas.values():
-                replica.is_wedged = replica.is_wedged or replica.status != "InSync"
-        told = method(self, fields)
-        self.replicate()
-        return told
-
-    def replicate(self) -> None:
-        """Copy every secret to its replicas, except to those that lag."""
-        for secret in list(self._secrets.values()):
-            for region, replica in secret.replicas.items():
-                there = self.others[region]._secrets.get(secret.name)
-                # ReplicateSecretToRegions, ForceOverwriteReplicaSecret: "By default, secrets aren't overwritten."
-                is_taken = there is not None and there.primary_region != self.region
-                is_failed = replica.is_wedged or is_taken
-                replica.status = "Failed" if is_failed else self.lagging.get(region, "InSync")
-                if replica.status == "InSync":
-                    other = self.others[region]
-                    with other._lock:
-                        arn = secret.arn.replace(self.region, region)
-                        other._secrets[secret.name] = _Secret(
-                            name=secret.name,
-                            arn=arn,
-                            versions=copy.deepcopy(secret.versions),
-                            primary_region=self.region,
-                        )
-
-    def wedged(self, name: str) -> list[str]:
-        """Return the regions whose replica will never follow again."""
-        return [region for region, replica in self._secrets[name].replicas.items() if replica.is_wedged]
+        return method(self, fields)
 
     def _authenticated(self, headers: Mapping[str, str]) -> str:
         found = _CREDENTIAL.match(headers.get("Authorization", ""))
@@ -409,35 +357,8 @@ class FakeSecretsManager:
         held = {one: list(version.stages) for one, version in secret.versions.items() if version.stages}
         told: Fields = {"ARN": secret.arn, "Name": secret.name}
         # "Secrets Manager only returns fields that have a value in the response."
-        status = [
-            {"Region": region, "Status": replica.status, "StatusMessage": f"Replication {replica.status}"}
-            for region, replica in secret.replicas.items()
-        ]
-        told |= {"ReplicationStatus": status} if status else {}
-        primary = secret.primary_region
-        if primary is None and self._former is not None and self.late_promotions > 0:
-            self.late_promotions, primary = self.late_promotions - 1, self._former
-        told |= {"PrimaryRegion": primary} if primary is not None else {}
+        told |= {"PrimaryRegion": secret.primary_region} if secret.primary_region is not None else {}
         return told | ({"VersionIdsToStages": held} if held else {}) | _deleted(secret)
-
-    def _replicate(self, fields: Fields) -> Fields:
-        secret = self._usable(fields)
-        for one in cast("list[Mapping[str, str]]", fields.get("AddReplicaRegions", [])):
-            if one["Region"] not in self.others:
-                raise AWSFakeError("InvalidParameterException", f"There is no region {one['Region']}.")
-            secret.replicas.setdefault(one["Region"], Replica())
-        return {"ARN": secret.arn}
-
-    def _stop_replication(self, fields: Fields) -> Fields:
-        secret = self._known(fields)
-        # "Removes the link between the replica secret and the primary secret and promotes the replica to a primary
-        # secret in the replica Region. You must call this operation from the Region in which you want to promote."
-        if secret.primary_region is None:
-            raise AWSFakeError("InvalidRequestException", "The secret is not a replica.")
-        primary = self.others[secret.primary_region]
-        primary._secrets[secret.name].replicas.pop(self.region, None)
-        self._former, secret.primary_region = secret.primary_region, None
-        return {"ARN": secret.arn}
 
     def _list(self, fields: Fields) -> Fields:
         secret = self._known(fields)
@@ -502,11 +423,6 @@ class FakeSecretsManager:
             raise AWSFakeError("InvalidParameterException", "You can't use both parameters.")
         if days is not None and not 7 <= int(str(days)) <= 30:
             raise AWSFakeError("InvalidParameterException", "RecoveryWindowInDays must be between 7 and 30 days.")
-        # "You can't delete a primary secret that is replicated to other Regions."; the text as seen at AWS.
-        if (known := self._secrets.get(name)) is not None and known.replicas:
-            regions = ", ".join(known.replicas)
-            text = f"You can't delete secret {known.arn} that still has replica regions [{regions}]."
-            raise AWSFakeError("InvalidParameterException", text)
         if force:
             # "If you forcibly delete an already deleted or nonexistent secret, the operation does not return
             # ResourceNotFoundException."
@@ -551,8 +467,6 @@ _OPERATIONS: Final[Mapping[str, Callable[[FakeSecretsManager, Fields], Fields]]]
     "GetSecretValue": FakeSecretsManager._get,
     "ListSecretVersionIds": FakeSecretsManager._list,
     "PutSecretValue": FakeSecretsManager._put,
-    "ReplicateSecretToRegions": FakeSecretsManager._replicate,
-    "StopReplicationToReplica": FakeSecretsManager._stop_replication,
     "UpdateSecretVersionStage": FakeSecretsManager._update_stage,
 }
 

@@ -36,7 +36,6 @@ from goatherd.rotation.machine import PhaseProgress
 from goatherd.rotation.obstacles import Obstacle, ObstacleKind
 from goatherd.schedule.due import Schedule
 from goatherd.stores.comparison import Standing
-from goatherd.stores.members import Replication
 from goatherd.web.view import CallsView, RecordRow, TrailView, View, make_view
 from tests.unit.goats import root
 
@@ -272,7 +271,7 @@ def scenes() -> dict[str, ClusterStatus]:
     primary = RegionState(
         region="eu-west-1",
         scheme="aws",
-        replication=None,
+        is_primary=True,
         generation=now.generation,
         standing=Standing.SAME,
         labels=held,
@@ -281,7 +280,7 @@ def scenes() -> dict[str, ClusterStatus]:
     follower = replace(
         primary,
         region="us-east-1",
-        replication=Replication.GOATHERD,
+        is_primary=False,
         generation=now.generation - 1,
         standing=Standing.BEHIND,
         lag_since_ms=NOW - 60_000,

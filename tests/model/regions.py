@@ -1,15 +1,17 @@
-"""A rotation whose identity is stored in three regions: every order of events, with replicas that lag and a promotion.
+"""A rotation whose identity is stored in three regions: every order of events, with followers that lag and a
+promotion.
 
 What it is: the real `decide`, `compare_documents` and `find_objections` around the documents of `store`, with a primary
-store, a replica that the platform fills, a follower that Goatherd writes, and a server in each region. What it is not:
-the servers' logs, which `world` explores: a server that has read the published identity holds the introduction.
+store, a follower that another process fills, a follower that the command itself writes, and a server in each region.
+What it is not: the servers' logs, which `world` explores: a server that has read the published identity holds the
+introduction.
 
 A version is the number of a document. Documents are kept once for all states, each with the one that it was made from.
 
 The adversary, in one place:
 - A server reads any store that it reaches, at any time: a store before it may not have answered in time.
-- The replica shows the primary store's changes one by one, whenever it likes. A follower that Goatherd writes is
-  written label by label; a command may crash in between.
+- The other process copies the primary store's changes one by one, at any time. The other follower is written
+  label by label; a command may crash in between.
 - Once, a region's store is lost, or the region with its server, in any state; and it returns in any state.
 - Once, a follower is promoted, in any state. What the promotion asks and does not reach is not known to it.
 - A command looks and changes the primary store at any time, or crashes at any time. The deadline may have passed or
@@ -40,7 +42,7 @@ from goatherd.rotation.machine import (
     Step,
     decide,
 )
-from goatherd.stores import DocumentMark, FollowerView, Replication, Standing, compare_documents
+from goatherd.stores import DocumentMark, FollowerView, Standing, compare_documents
 from goatherd.stores.promotion import find_objections
 
 from .decisions import EARLY, LATE, Sight, _node_view, _store_view
@@ -58,7 +60,7 @@ RULES = {
     "one history": "a server adopts only an identity that has grown from the one that it uses",
     "one signer": "servers that reach each other and have the same generation sign with the same root; each trusts the "
     "root that the others sign with",
-    "in step": "no change except a roll-back is made while the platform still replicates the previous one",
+    "in step": "no change except a roll-back is made while another process still copies the previous one",
     "signer kept": "a root that signs is in the identity that each region's store holds",
     "overwritten": "no store's identity is replaced by one that has not grown from it",
     "promoted": "a promoted identity replaces all that a server or store within reach has shown",
@@ -79,7 +81,8 @@ class State(NamedTuple):
 
     Attributes:
         stores: What each region's store holds.
-        queue: The states of the primary store that the replica has not shown yet; None once it is none any more.
+        queue: The states of the primary store that the other process has not copied yet; None once
+            it has ended.
         nodes: The version that each region's server uses.
         cut: The region that is cut off, or `NONE`.
         primary: The region that commands name as the primary store's.
@@ -130,7 +133,7 @@ class Found:
 
     Attributes:
         steady: How many states are steady.
-        largest_lag: By how many changes the replica was behind at most.
+        largest_lag: By how many changes a follower was behind at most.
         promoted: How many states come after a promotion.
         split: In how many states there are two histories.
         decisions: How often `decide` was asked.
@@ -262,14 +265,14 @@ class World:
     def _replications(self, state: State) -> Iterator[tuple[State, str, str | None]]:
         if state.queue and EU != state.cut != US:
             after = _with_store(state, US, state.queue[0])._replace(queue=state.queue[1:])
-            yield self._caught_up(after), f"The platform brings {self.name(state.queue[0].current)} to us.", None
+            yield self._caught_up(after), f"Another process copies {self.name(state.queue[0].current)} to us.", None
         for primary in self._primaries(state):
             place = self._place_of(state, primary)
             if not self._reaches_store(state, primary, place):
                 continue
             for region in range(3):
-                is_replica = region == US and state.queue is not None
-                if region != primary and not is_replica and self._reaches_store(state, region, place):
+                is_filled = region == US and state.queue is not None
+                if region != primary and not is_filled and self._reaches_store(state, region, place):
                     yield from self._brought_forward(state, primary, region)
 
     def _brought_forward(self, state: State, primary: int, region: int) -> Iterator[tuple[State, str, str | None]]:
@@ -354,7 +357,6 @@ class World:
         for region in range(3):
             if region == primary:
                 continue
-            is_replica = region == US and state.queue is not None
             is_reachable = self._reaches_store(state, region, self._place_of(state, primary))
             standing = None
             if is_reachable:
@@ -363,7 +365,6 @@ class World:
                 FollowerView(
                     region=REGIONS[region],
                     scheme="model",
-                    replication=Replication.PLATFORM if is_replica else Replication.GOATHERD,
                     is_in_step=is_reachable and self._shows(state, region, primary),
                     is_allowed=bool(state.lagged >> region & 1),
                     is_lasting=standing in (Standing.AHEAD, Standing.SPLIT),
@@ -376,7 +377,7 @@ class World:
         return tuple(views)
 
     def _shows(self, state: State, region: int, primary: int) -> bool:
-        """Whether a region's store shows what the primary store holds, and the platform has nothing left to bring."""
+        """Whether a region's store shows what the primary store holds, and no other process still copies to it."""
         ours, theirs = state.stores[primary], state.stores[region]
         if region == US and primary == EU and state.queue:
             return False

@@ -59,7 +59,7 @@ LOST = Options(lost=(EU,))
 RIVALS = Options(cuts=0, rivals=True)
 
 WORLDS = (
-    RegionsWorld(name="a replica lags", about="no region is cut off, and nothing is promoted", options=STILL),
+    RegionsWorld(name="a follower lags", about="no region is cut off, and nothing is promoted", options=STILL),
     RegionsWorld(
         name="a region's store is lost",
         about="in any state, and returns in any state; nothing is promoted",
@@ -88,19 +88,19 @@ WORLDS = (
 )
 MUTANTS = (
     RegionsMutant(
-        name="the gate after a label move: the next change is made before a replica shows the move",
+        name="the gate after a label move: the next change is made before a follower shows the move",
         part="gate after label",
         breaks="in step",
         options=STILL,
     ),
     RegionsMutant(
-        name="the gate after a write: the next change is made before a replica shows the write",
+        name="the gate after a write: the next change is made before a follower shows the write",
         part="gate after write",
         breaks="in step",
         options=STILL,
     ),
     RegionsMutant(
-        name="every gate, on a platform whose replication tolerates that",
+        name="every gate",
         part="gates",
         breaks="signer kept",
         options=STILL,

@@ -107,7 +107,7 @@ def store_members(options: Options) -> tuple[StoreMember, ...]:
         ConfigurationError: There is no primary store, or an address is invalid.
         PluginNotFoundError, MissingExtraError: A plugin cannot be loaded.
     """
-    from goatherd.stores.members import Replication, StoreMember, check_members
+    from goatherd.stores.members import StoreMember, check_members
 
     if not options.stores:
         raise ConfigurationError(
@@ -115,10 +115,9 @@ def store_members(options: Options) -> tuple[StoreMember, ...]:
             hint="Write [stores] with `primary` and `followers` into goatherd.toml, and give no --provider.",
         )
     members = []
-    for entry in options.stores:
+    for number, entry in enumerate(options.stores):
         provider, template = open_provider(entry.provider)
-        replication = None if entry.replication is None else Replication(entry.replication)
-        member = StoreMember(region=entry.region, provider=provider, template=template, replication=replication)
+        member = StoreMember(region=entry.region, provider=provider, template=template, is_primary=number == 0)
         members.append(member)
     check_members(members)
     return tuple(members)

@@ -150,11 +150,10 @@ class Options:
     stores_primary: values.StoreEntry | None = _option(
         "With stores in several regions: `region` and `provider` (a URI) of the store that rotations write. The "
         "flag or variable of `provider` takes precedence.",
-        parse=values.parse_primary_store,
+        parse=values.parse_store,
     )
     stores_followers: tuple[values.StoreEntry, ...] = _option(
-        "The stores of the other regions: `region`, `provider`, and `replication`: `platform` if the platform copies "
-        "the secret (AWS replica regions, Vault performance replication), or `goatherd` if Goatherd writes it.",
+        "The stores of the other regions, to which commands copy the secret: `region` and `provider` of each.",
         (),
         parse=values.parse_follower_stores,
     )

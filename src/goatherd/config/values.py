@@ -356,19 +356,14 @@ def parse_signal_number(value: object) -> int:
 
 
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-_STORE_FORM = 'Such as {region = "us", provider = "aws://us-east-1/goatdb/prod/root", replication = "platform"}.'
+_STORE_FORM = 'Such as {region = "us", provider = "aws://us-east-1/goatdb/prod/root"}.'
 
 
 class StoreEntry(NamedTuple):
-    """One store of the section ``[stores]``: its region, its URI, and how it is replicated if it is a follower.
-
-    Attributes:
-        replication: ``platform`` or ``goatherd``; None for the primary store.
-    """
+    """One store of the section ``[stores]``: its region and its URI."""
 
     region: str
     provider: str
-    replication: str | None = None
 
     def __str__(self) -> str:
         return f"{self.region} {self.provider}"
@@ -388,8 +383,8 @@ def parse_regions(value: object) -> tuple[str, ...]:
     return tuple(parse_region(text) for text in parse_strings(value))
 
 
-def _parse_store(value: object, *, is_follower: bool) -> StoreEntry:
-    names = ("region", "provider", "replication") if is_follower else ("region", "provider")
+def parse_store(value: object) -> StoreEntry:
+    names = StoreEntry._fields
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"must be a table, not {type(value).__name__}", hint=_STORE_FORM)
     for name in value:
@@ -398,23 +393,13 @@ def _parse_store(value: object, *, is_follower: bool) -> StoreEntry:
     for name in names:
         if name not in value:
             raise ConfigurationError(f"has no {name!r}", hint=_STORE_FORM)
-    replication = value.get("replication")
-    if is_follower and replication not in ("platform", "goatherd"):
-        raise ConfigurationError(
-            f"replication must be `platform` or `goatherd`, not {replication!r}",
-            hint="platform: the platform copies the secret; goatherd: the command that writes the primary store does.",
-        )
     provider = parse_string(value["provider"])
     if "://" not in provider:
         raise ConfigurationError("provider must be the URI of a secret", hint=_STORE_FORM)
-    return StoreEntry(region=parse_region(value["region"]), provider=provider, replication=replication)
-
-
-def parse_primary_store(value: object) -> StoreEntry:
-    return _parse_store(value, is_follower=False)
+    return StoreEntry(region=parse_region(value["region"]), provider=provider)
 
 
 def parse_follower_stores(value: object) -> tuple[StoreEntry, ...]:
     if not isinstance(value, list | tuple):
         raise ConfigurationError(f"must be a list of tables, not {type(value).__name__}", hint=_STORE_FORM)
-    return tuple(_parse_store(each, is_follower=True) for each in value)
+    return tuple(parse_store(each) for each in value)

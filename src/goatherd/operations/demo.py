@@ -37,7 +37,7 @@ from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.machine import Phase, Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.serving.own_processes import own_command, own_environment
-from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
+from goatherd.stores import RegionalReader, ReplicatedStore, StoreMember
 from goatherd.wire.paths import DEFAULT_ORG
 
 _ROOT_ID: Final = "root"
@@ -190,15 +190,14 @@ def _open_regions(top: Path, primary: str) -> tuple[StoreMember, ...]:
     members = []
     for region in (primary, *(one for one in REGIONS if one != primary)):
         provider, template = open_provider(f"file://{top}/keys-{region}/root")
-        way = None if region == primary else Replication.GOATHERD
-        members.append(StoreMember(region=region, provider=provider, template=template, replication=way))
+        members.append(StoreMember(region=region, provider=provider, template=template, is_primary=region == primary))
     return tuple(members)
 
 
 def _write_regions_file(top: Path) -> Path:
     """Write the servers' configuration file, which lists the store of each region, and return its path."""
     stores = [f'{{region = "{one}", provider = "file://{top}/keys-{one}/root"' for one in REGIONS]
-    followers = ", ".join(f'{one}, replication = "goatherd"}}' for one in stores[1:])
+    followers = ", ".join(one + "}" for one in stores[1:])
     file = top / "regions.toml"
     file.write_text(f"[stores]\nprimary = {stores[0]}}}\nfollowers = [{followers}]\n")
     return file

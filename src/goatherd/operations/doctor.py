@@ -166,14 +166,14 @@ async def _check_regions(store: Store) -> list[Check]:
     checks, split = [], []
     states = await read_regions(store)
     for one in states:
-        name, role = "stores", "primary" if one.replication is None else f"follower, {one.replication}"
+        name, role = "stores", "primary" if one.is_primary else "follower"
         where = f"region {one.region} ({role})"
         if one.is_in_step:
             text = f"{where} holds generation {one.generation}, the latest one"
             checks.append(Check(name, OK, text))
             continue
         is_other = one.standing in (Standing.SPLIT, Standing.UNTRUSTED)
-        level = FAILED if one.replication is None or is_other else WARNING
+        level = FAILED if one.is_primary or is_other else WARNING
         checks.append(Check(name, level, f"{where}: {one.problem}", one.hint))
         if one.standing is Standing.SPLIT:
             split.append(one)

@@ -32,7 +32,6 @@ from goatherd.identity.transitions import PROMOTED, can_go_back, record_promotio
 from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.capabilities import ReplicatingSecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
 from goatherd.remote_keys import call_signing
 from goatherd.rotation.signed_store import SignedStoreCheck
@@ -41,7 +40,6 @@ from goatherd.stores import (
     FollowerView,
     RegionalReader,
     ReplicatedStore,
-    Replication,
     Standing,
     StoreMember,
     compare_documents,
@@ -63,7 +61,7 @@ class RegionState:
     Attributes:
         region: The region.
         scheme: URI scheme of the store.
-        replication: Whether the platform or Goatherd copies the identity here; None for the primary store.
+        is_primary: Whether this is the primary store; the others are followers.
         generation: The generation of the identity in this store; None if it is not known.
         standing: How this identity compares with the latest one in any store (same, behind, another history, or
             untrusted: neither follows from the other's roots); None if it is not known.
@@ -77,7 +75,7 @@ class RegionState:
 
     region: str
     scheme: str
-    replication: Replication | None
+    is_primary: bool
     generation: int | None = None
     standing: Standing | None = None
     labels: Mapping[Label, VersionId]
@@ -127,7 +125,9 @@ async def read_regions(store: Store) -> tuple[RegionState, ...]:
     if isinstance(store.provider, ReplicatedStore | RegionalReader):
         stores = writer_of(store)
     else:
-        stores = ReplicatedStore([StoreMember(region=ONLY, provider=store.provider, template=store.secret_id)])
+        stores = ReplicatedStore(
+            [StoreMember(region=ONLY, provider=store.provider, template=store.secret_id, is_primary=True)]
+        )
     views: dict[str, FollowerView] = {}
     with suppress(ProviderError, IdentityError):  # the primary store cannot be read, as its own row shows
         views = {view.region: view for view in await stores.observe(store.secret_id)}
@@ -158,7 +158,7 @@ async def _read_region(
         secret_id: The secret's id in the primary store.
         must_ask: Whether to ask the store although its last call failed a moment ago.
     """
-    state = RegionState(region=member.region, scheme=member.provider.scheme, replication=member.replication, labels={})
+    state = RegionState(region=member.region, scheme=member.provider.scheme, is_primary=member.is_primary, labels={})
     inner = find_secret_id(member, stores.primary, secret_id)
     try:
         failure = None if must_ask else stores.recent_failure(member, secret_id)
@@ -187,8 +187,8 @@ def _compare_region(
     state: RegionState, latest: DocumentMark, newest: RegionState, view: FollowerView | None
 ) -> RegionState:
     if state.is_missing:
-        is_primary = state.replication is None
-        hint = describe_promotion(newest.region, state.region) if is_primary else "`goatherd stores sync` fills it."
+        sync = "`goatherd stores sync` fills it."
+        hint = describe_promotion(newest.region, state.region) if state.is_primary else sync
         return replace(state, hint=hint)
     if state.document is None:
         return state
@@ -253,14 +253,12 @@ _SPLIT_HINT = (
 
 
 def _hint_for(state: RegionState, newest: RegionState) -> str:
-    if newest.replication is not None:
+    if not newest.is_primary:
         return (
             "If a region was promoted, write the [stores] section that `goatherd stores promote` printed into"
             f" goatherd.toml. Otherwise the store of region {state.region} holds an older identity than before: make"
             f" {newest.region} the primary store. `goatherd stores sync` then brings the others forward."
         )
-    if state.replication is Replication.PLATFORM:
-        return "The platform replicates it: check the replication there."
     return "`goatherd stores sync` brings it forward."
 
 
@@ -271,12 +269,10 @@ class SyncReport:
     Attributes:
         followers: Each follower afterwards.
         before: The generation of each follower before; None if it had none, or if it is not known.
-        added: Regions to which the platform was asked to replicate.
     """
 
     followers: tuple[FollowerView, ...]
     before: Mapping[str, int | None]
-    added: tuple[str, ...]
 
     @property
     def is_complete(self) -> bool:
@@ -292,7 +288,7 @@ async def sync_stores(
     Args:
         store: The open stores.
         audit_log: The file of the audit trail; None to write only the log.
-        patience: How long to wait for the platform's replication.
+        patience: How long to wait until every follower shows its copy.
 
     Raises:
         ConfigurationError: There is only one store, without regions.
@@ -302,9 +298,6 @@ async def sync_stores(
     clock = stores.clock
     async with record_run(store, "stores", {"action": "sync"}, audit_log):
         before = await stores.observe(store.secret_id)
-        # AWS does not replicate over a secret of its own, and reports the replication as failed from then on.
-        differing = {one.region for one in before if one.is_later or one.is_split or one.is_untrusted}
-        added = await stores.add_replicas(store.secret_id, without=differing)
         until = clock.monotonic() + patience.total_seconds()
         while True:
             views = await stores.observe(store.secret_id, catch_up=True)
@@ -312,7 +305,7 @@ async def sync_stores(
             if not waiting or clock.monotonic() >= until:
                 break
             await clock.sleep(timedelta(milliseconds=500))
-    return SyncReport(followers=views, before={one.region: one.generation for one in before}, added=added)
+    return SyncReport(followers=views, before={one.region: one.generation for one in before})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -417,8 +410,6 @@ async def promote_store(
         "unseen": list(unseen),
     }
     async with record_run(promoted, "stores", asked, audit_log):
-        if member.replication is Replication.PLATFORM and isinstance(member.provider, ReplicatingSecretProvider):
-            await member.provider.promote_replica(inner)
         # Only a rotation in progress can be rolled back to it.
         stable = None if document.rotation is None else await _read_stable(member.provider, inner)
         # SECURITY: an attacker's generation, which may be above any that servers follow, does not count

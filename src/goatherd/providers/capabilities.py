@@ -8,14 +8,13 @@ method `service_reader`.
   that only a change could test is reported as "not checked". A finding never holds a secret's value.
 - `WatchableSecretProvider`: notify of changes (`Guarantees.push`). A notification carries no value, and a watch does
   not retry.
-- `ReplicatingSecretProvider`: report on, add and promote the platform's own replicas of a secret in other regions.
 - `CopiedSecretProvider`: list the versions of a secret in the stores of other regions that hold copies of it.
 - `ServiceReader`: find the pods behind a Kubernetes Service, for `goatherd.cluster.discovery`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
@@ -162,12 +161,12 @@ class CopiedSecretProvider(Protocol):
         ...
 
     def own_guarantees(self) -> Sequence[Guarantees]:
-        """Return the guarantees of each store that has versions of its own."""
+        """Return the guarantees of each store."""
         ...
 
 
 def list_guarantees(provider: StoreReader) -> Sequence[Guarantees]:
-    """Return the guarantees of a store; of several stores, those of each that has versions of its own."""
+    """Return the guarantees of a store; of several stores, those of each."""
     return provider.own_guarantees() if isinstance(provider, CopiedSecretProvider) else [provider.guarantees]
 
 
@@ -189,61 +188,5 @@ class ServiceReader(Protocol):
 
         Raises:
             GoatherdError: The API server cannot be reached, or gives no complete answer.
-        """
-        ...
-
-
-class ReplicaState(NamedTuple):
-    """What the platform reports on its replica of a secret in one region.
-
-    Attributes:
-        place: The platform's name of the region.
-        is_in_sync: Whether the replica has everything that was written.
-        has_failed: Whether the platform has stopped the replication until an operator repairs the replica.
-        message: The platform's explanation, printable; empty if there is none.
-    """
-
-    place: str
-    is_in_sync: bool
-    has_failed: bool = False
-    message: str = ""
-
-
-@runtime_checkable
-class ReplicatingSecretProvider(Protocol):
-    """A `SecretProvider` whose platform itself replicates a secret to other regions, and reports on the replicas.
-
-    Attributes:
-        tolerated_replicas: Regions whose replica may lag when a label is moved; by default, all must be in sync.
-    """
-
-    tolerated_replicas: frozenset[str]
-
-    @property
-    def replica_place(self) -> str | None:
-        """The platform's name of the region that this provider reads; None if it is not known."""
-        ...
-
-    async def replica_states(self, secret_id: str) -> Mapping[str, ReplicaState]:
-        """Return the state of each replica of a secret, by region; empty if it has no replicas.
-
-        Raises:
-            ProviderError: As for `SecretProvider.versions`.
-        """
-        ...
-
-    async def add_replicas(self, secret_id: str, places: Sequence[str]) -> None:
-        """Start to replicate a secret to more regions.
-
-        Raises:
-            ProviderError: The platform refused, or did not answer.
-        """
-        ...
-
-    async def promote_replica(self, secret_id: str) -> None:
-        """Make the replica in this provider's region an independent secret, which can be written. Idempotent.
-
-        Raises:
-            ProviderError: The platform refused, or did not answer.
         """
         ...

@@ -511,11 +511,10 @@ def _hold_for_followers(
 ) -> Action:
     """Return the action; or what to do instead, if it changes the store while the store of another region is behind.
 
-    A change on top of one that a region's store has not copied yet could leave the servers there behind by two steps,
-    and at AWS it can end the replication permanently. So the rotation waits, and at the deadline of the phase it is
-    cancelled or rolled back. These two do not wait for a store that lags. But every change is refused while another
-    store holds a later identity or a different one: that store was promoted meanwhile, or the primary store was
-    restored from a backup.
+    A change on top of one that a region's store has not copied yet could leave the servers there behind by two steps.
+    So the rotation waits, and at the deadline of the phase it is cancelled or rolled back. These two do not wait for a
+    store that lags. But every change is refused while another store holds a later identity or a different one: that
+    store was promoted meanwhile, or the primary store was restored from a backup.
     """
     holding = observation.holding
     if not holding or not isinstance(action, (*_CHANGES, Abandon)):

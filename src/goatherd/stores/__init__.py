@@ -9,7 +9,7 @@
 """
 
 from goatherd.stores.comparison import DocumentMark, Standing, compare_documents
-from goatherd.stores.members import Replication, StoreMember
+from goatherd.stores.members import StoreMember
 from goatherd.stores.reader import RegionalReader, StoreState, make_reader
 from goatherd.stores.writer import FollowerView, ReplicatedStore
 
@@ -18,7 +18,6 @@ __all__ = [
     "FollowerView",
     "RegionalReader",
     "ReplicatedStore",
-    "Replication",
     "Standing",
     "StoreMember",
     "StoreState",

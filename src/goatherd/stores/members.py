@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from enum import StrEnum
 from typing import Final, Self
 
 from goatherd.errors import ConfigurationError, ProviderError, SecretNotFoundError, UnavailableError
@@ -26,15 +25,6 @@ from goatherd.providers.values import ORG_FIELD, SecretVersion, VersionId
 FOLLOWER_TIMEOUT: Final = timedelta(seconds=5)
 
 
-class Replication(StrEnum):
-    """How a follower, which is a copy of the primary store in another region, gets its content."""
-
-    PLATFORM = "platform"
-    """The platform copies it, such as AWS replica regions or Vault performance replication."""
-    GOATHERD = "goatherd"
-    """The command that writes the primary store writes the follower afterwards."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreMember:
     """The store of one region.
@@ -43,18 +33,13 @@ class StoreMember:
         region: The operator's name of the region.
         provider: The store.
         template: Id of the secret in this store; ``{org}`` stands for the organization.
-        replication: How this follower gets its content; None for the primary store.
+        is_primary: Whether commands write this store first; the others hold copies, which Goatherd writes.
     """
 
     region: str
     provider: SecretProvider
     template: str
-    replication: Replication | None = None
-
-    @property
-    def is_primary(self) -> bool:
-        """Whether rotations write this store."""
-        return self.replication is None
+    is_primary: bool = False
 
 
 def check_members(members: Sequence[StoreMember]) -> None:
@@ -107,11 +92,11 @@ def describe_untrusted(region: str) -> str:
 def combine_guarantees(members: Sequence[StoreMember]) -> Guarantees:
     """Return the guarantees of several stores together: those of the primary store, with these exceptions.
 
-    A value is at most as long as every store allows. It is destroyed only if each store with versions of its own
-    destroys it; otherwise the value can still be read there.
+    A value is at most as long as every store allows. It is destroyed only if each store destroys it; otherwise the
+    value can still be read there.
     """
     promised = [one.provider.guarantees for one in members]
-    keeping = next((one for one in _own_guarantees(members) if not one.destroys), promised[0])
+    keeping = next((one for one in promised if not one.destroys), promised[0])
     return replace(
         promised[0],
         max_value_bytes=min(one.max_value_bytes for one in promised),
@@ -120,10 +105,6 @@ def combine_guarantees(members: Sequence[StoreMember]) -> Guarantees:
         disables=keeping.disables,
         push=False,
     )
-
-
-def _own_guarantees(members: Sequence[StoreMember]) -> list[Guarantees]:
-    return [one.provider.guarantees for one in members if one.replication is not Replication.PLATFORM]
 
 
 class StoreGroup(SecretProvider):
@@ -163,10 +144,7 @@ class StoreGroup(SecretProvider):
             inner = find_secret_id(member, self.primary, secret_id)
             async with asyncio.timeout(FOLLOWER_TIMEOUT.total_seconds()):
                 if isinstance(provider, DiagnosableSecretProvider):
-                    found = await provider.diagnose(inner)
-                    if member.replication is Replication.PLATFORM:  # which no command needs to write
-                        found = [one._replace(may_write=one.may_write or None) for one in found]
-                    return found
+                    return await provider.diagnose(inner)
                 await provider.read(inner, attempts=1)
                 return [unreported_finding(provider.scheme)]
         except (ProviderError, TimeoutError) as error:
@@ -177,12 +155,9 @@ class StoreGroup(SecretProvider):
             return [Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)]
 
     async def copied_versions(self, secret_id: str) -> Sequence[CopiedVersions]:
-        """List the versions in each other store, as `CopiedSecretProvider.copied_versions` does.
-
-        A replica of the platform is left out, because it has the versions of the primary store.
-        """
+        """List the versions in each other store, as `CopiedSecretProvider.copied_versions` does."""
         listed = self._listed_region(secret_id)
-        others = [one for one in self.members if one.region != listed and one.replication is not Replication.PLATFORM]
+        others = [one for one in self.members if one.region != listed]
         return await asyncio.gather(*(self._list_copied(one, secret_id) for one in others))
 
     def guarantees_of(self, version: VersionId) -> Guarantees:
@@ -190,8 +165,8 @@ class StoreGroup(SecretProvider):
         return self._locate(version)[0].provider.guarantees
 
     def own_guarantees(self) -> Sequence[Guarantees]:
-        """Return the guarantees of each store that has versions of its own, which a replica of the platform has not."""
-        return _own_guarantees(self.members)
+        """Return the guarantees of each store."""
+        return [one.provider.guarantees for one in self.members]
 
     async def _list_copied(self, member: StoreMember, secret_id: str) -> CopiedVersions:
         failure = self.recent_failure(member, secret_id)

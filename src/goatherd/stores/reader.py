@@ -6,8 +6,8 @@ This is the only place that decides which store is read. Rules:
   the store is reported, and the next one is read. Only if no store can be used, the caller gets what does not follow:
   it may find the missing introductions in the logs of other servers.
 - A store that fails costs one timeout; after that, its circuit breaker skips it until the next probe is due.
-- A store may show the identity in use although another region's store shows a later one, because its replication has
-  failed. So the other stores are read, too, after a caller has learned of a change (`expect_change`), and from time to
+- A store may show the identity in use although another region's store shows a later one, because no command could write
+  it. So the other stores are read, too, after a caller has learned of a change (`expect_change`), and from time to
   time (`COMPARE_AFTER`).
 - Nothing is written here.
 

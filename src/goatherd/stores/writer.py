@@ -5,9 +5,8 @@
 - Reads and changes go to the primary store only; a version of a follower is read or destroyed by the id ``REGION:ID``.
 - Before a value is written, a label moved or a version destroyed, every follower must show the primary store's present
   `current` and `stable` (`observe`). So no change is made on top of one that a region has not seen.
-- A follower with ``replication = "goatherd"`` is written after the primary store, in the order of the configuration, by
-  compare-and-swap. A later identity there, one with another history, or an untrusted one is never overwritten.
-- A follower with ``replication = "platform"`` is only read; the platform's report on the replication counts, too.
+- A follower is written after the primary store, in the order of the configuration, by compare-and-swap. A later
+  identity there, one with another history, or an untrusted one is never overwritten.
 - If a process is killed after it wrote the primary store and before it wrote a follower, the next command updates this
   follower.
 - A cancel and a rollback do not wait for followers (`ignoring_lag`), and a revocation waits only once for each
@@ -31,7 +30,6 @@ from goatherd.errors import (
     IdentityError,
     ProviderAccessDeniedError,
     ProviderError,
-    ReplicationFailedError,
     SecretExistsError,
     SecretNotFoundError,
     StoreLagError,
@@ -42,7 +40,6 @@ from goatherd.errors import (
 from goatherd.identity.document import decode_document
 from goatherd.providers.base import Call, RetryPolicy, SecretProvider
 from goatherd.providers.breaker import Breaker, new_breaker
-from goatherd.providers.capabilities import ReplicaState, ReplicatingSecretProvider
 from goatherd.providers.values import (
     CURRENT,
     STABLE,
@@ -56,7 +53,6 @@ from goatherd.providers.values import (
 from goatherd.stores.comparison import DocumentMark, Standing, compare_documents
 from goatherd.stores.members import (
     FOLLOWER_TIMEOUT,
-    Replication,
     StoreGroup,
     StoreMember,
     check_members,
@@ -82,11 +78,10 @@ class FollowerView:
     Attributes:
         region: The region of the follower.
         scheme: URI scheme of the follower's store.
-        replication: How the follower gets its content.
         is_in_step: Whether the follower shows the primary store's `current` and `stable`.
         is_allowed: Whether the operator lets the follower lag (``--allow-lagging``).
-        is_lasting: Whether waiting cannot help: the replication has failed, or the follower holds no identity document,
-            a later identity, one with another history, or an untrusted one.
+        is_lasting: Whether waiting cannot help: the follower holds no identity document, a later identity, one with
+            another history, or an untrusted one.
         is_reachable: Whether the follower answered.
         is_denied: Whether the follower has denied access.
         generation: The generation of the follower's identity; None if it is not known.
@@ -98,7 +93,6 @@ class FollowerView:
 
     region: str
     scheme: str
-    replication: Replication
     is_in_step: bool
     is_allowed: bool = False
     is_lasting: bool = False
@@ -166,8 +160,7 @@ class ReplicatedStore(StoreGroup):
 
     Address: none; the section ``[stores]`` of goatherd.toml names the stores.
     Credentials: those of each store.
-    Permissions: those of a rotator in the primary store and in each follower with ``replication = "goatherd"``; those
-        of a server in the other followers.
+    Permissions: those of a rotator in each store.
     Guarantees: those of the primary store (`combine_guarantees`).
 
     Args:
@@ -208,21 +201,16 @@ class ReplicatedStore(StoreGroup):
         self._in_step: set[str] = set()
         self._is_gated = True
         self._guarantees = combine_guarantees(members)
-        self._tolerate_lagging(self.allowed)
 
     @classmethod
     def from_reader(cls, reader: RegionalReader) -> Self:
         """Return an object for the stores of a reader that is open. It asks no store whose last call failed.
 
         So a process that makes such an object for each view of a cluster does not wait each time for a store that does
-        not answer. What the rotation of this process tolerates stays.
+        not answer.
         """
-        provider = reader.primary.provider
-        tolerated = provider.tolerated_replicas if isinstance(provider, ReplicatingSecretProvider) else frozenset()
         stores = cls(reader.listed, clock=reader.clock)
         stores._reader = reader
-        if isinstance(provider, ReplicatingSecretProvider):
-            provider.tolerated_replicas = tolerated
         return stores
 
     def open_reader(self, interval: timedelta) -> RegionalReader:
@@ -246,20 +234,18 @@ class ReplicatedStore(StoreGroup):
         This is for cancelling a rotation or rolling it back, which must always be possible.
         """
         before, self._is_gated = self._is_gated, False
-        self._tolerate_lagging(frozenset(one.region for one in self.followers))
         try:
             yield
         finally:
             self._is_gated = before
-            self._tolerate_lagging(self.allowed)
 
     @contextmanager
     def leaving_behind(self, on_left: Callable[[FollowerView], None]) -> Iterator[None]:
         """Let the ``with`` block continue without a follower that lags for longer than `patience`.
 
         For a revocation, which one region must not prevent. Unlike `ignoring_lag`, a change still waits for followers
-        that lag for a moment: on AWS, the replication to a region can end if a label moves too early. A follower that
-        holds a later identity, or one with another history, still stops the change.
+        that lag for a moment. A follower that holds a later identity, or one with another history, still stops the
+        change.
 
         Args:
             on_left: Called with each follower that is left behind; from then on it may lag, as with
@@ -271,7 +257,6 @@ class ReplicatedStore(StoreGroup):
         finally:
             self.allowed, self._on_left = before, None
             self._in_step.clear()
-            self._tolerate_lagging(before)
 
     def _leave_behind(self, holding: Sequence[FollowerView]) -> bool:
         if self._on_left is None or any(view.is_later or view.is_split for view in holding):
@@ -284,24 +269,13 @@ class ReplicatedStore(StoreGroup):
     def allow_lagging(self, regions: Collection[str]) -> None:
         """Let the stores in `regions` lag from now on, as with ``--allow-lagging``."""
         self.allowed |= set(regions)
-        self._tolerate_lagging(self.allowed)
-
-    def _tolerate_lagging(self, regions: frozenset[str]) -> None:
-        """Tell the primary store's provider that the replicas in `regions` may lag when it moves a label."""
-        if isinstance(self.primary.provider, ReplicatingSecretProvider):
-            places = {
-                one.provider.replica_place
-                for one in self.followers
-                if one.region in regions and isinstance(one.provider, ReplicatingSecretProvider)
-            }
-            self.primary.provider.tolerated_replicas = frozenset(place for place in places if place is not None)
 
     async def observe(self, secret_id: str, *, catch_up: bool = False) -> tuple[FollowerView, ...]:
         """Compare every follower with the primary store, and return one view for each.
 
         Args:
             secret_id: The secret's id in the primary store.
-            catch_up: Whether to update followers with ``replication = "goatherd"`` first, if they are behind.
+            catch_up: Whether to update followers first, if they are behind.
 
         Raises:
             ProviderError: The primary store cannot be read.
@@ -310,14 +284,11 @@ class ReplicatedStore(StoreGroup):
         if failure is not None:
             raise failure.with_traceback(None)
         primary = await self._read_contents(self.primary, secret_id)
-        replicas = await self._replica_states(secret_id)
         views: list[FollowerView]
         if catch_up:  # in the fixed order, one after the other
-            views = [
-                await self._view_follower(one, secret_id, primary, replicas, catch_up=True) for one in self.followers
-            ]
+            views = [await self._view_follower(one, secret_id, primary, catch_up=True) for one in self.followers]
         else:
-            looks = (self._view_follower(one, secret_id, primary, replicas, catch_up=False) for one in self.followers)
+            looks = (self._view_follower(one, secret_id, primary, catch_up=False) for one in self.followers)
             views = list(await asyncio.gather(*looks))
         if all(not view.is_holding for view in views):
             self._in_step.add(secret_id)
@@ -325,28 +296,12 @@ class ReplicatedStore(StoreGroup):
             self._in_step.discard(secret_id)
         return tuple(views)
 
-    async def _replica_states(self, secret_id: str) -> Mapping[str, ReplicaState] | None:
-        """Return what the platform reports on the replicas, by region; None if it cannot be asked."""
-        provider = self.primary.provider
-        has_replicas = any(one.replication is Replication.PLATFORM for one in self.followers)
-        if not has_replicas or not isinstance(provider, ReplicatingSecretProvider):
-            return None
-        return await provider.replica_states(secret_id)
-
     async def _view_follower(
-        self,
-        member: StoreMember,
-        secret_id: str,
-        primary: _Contents,
-        replicas: Mapping[str, ReplicaState] | None,
-        *,
-        catch_up: bool,
+        self, member: StoreMember, secret_id: str, primary: _Contents, *, catch_up: bool
     ) -> FollowerView:
-        assert member.replication is not None
         view = FollowerView(
             region=member.region,
             scheme=member.provider.scheme,
-            replication=member.replication,
             is_in_step=False,
             is_allowed=member.region in self.allowed,
             labels={},
@@ -359,7 +314,7 @@ class ReplicatedStore(StoreGroup):
         try:
             async with asyncio.timeout(FOLLOWER_TIMEOUT.total_seconds() * (3 if catch_up else 1)):
                 found = await self._read_contents(member, secret_id)
-                if catch_up and member.replication is Replication.GOATHERD:
+                if catch_up:
                     try:
                         found = await self._bring_forward(member, secret_id, primary, found)
                     except (ConflictError, SecretExistsError):
@@ -370,17 +325,7 @@ class ReplicatedStore(StoreGroup):
         except (ProviderError, TimeoutError, IdentityError) as error:
             return self._failed_view(view, breaker, member, secret_id, error)
         breaker.record_success()
-        view = _compare_follower(view, primary, found, _state_of(member, replicas))
-        if view.is_in_step and _is_unlinked(member, replicas):
-            # A replica that was promoted holds the same identity, but gets no change of the former primary store.
-            return replace(
-                view,
-                is_in_step=False,
-                problem="the platform does not replicate the secret to it",
-                hint=f"If region {member.region} was promoted, make it the primary store in [stores]; otherwise"
-                " `goatherd stores sync` adds the replica.",
-            )
-        return view
+        return _compare_follower(view, primary, found)
 
     def _failed_view(
         self,
@@ -479,7 +424,7 @@ class ReplicatedStore(StoreGroup):
 
         Raises:
             StoreLagError: A follower did not show the present content in time. Nothing was changed.
-            StoresDifferError, ReplicationFailedError: Waiting does not help. Nothing was changed.
+            StoresDifferError: Waiting does not help. Nothing was changed.
         """
         if call.secret_id in self._in_step or not self.followers:
             return
@@ -502,9 +447,9 @@ class ReplicatedStore(StoreGroup):
                 raise holding_error(call, lasting or holding)
 
     async def _update_followers(self, call: Call) -> None:
-        """Update the followers with ``replication = "goatherd"`` after a change; one that fails stays behind."""
+        """Update the followers after a change; one that fails stays behind."""
         self._in_step.discard(call.secret_id)
-        if not any(one.replication is Replication.GOATHERD for one in self.followers):
+        if not self.followers:
             return
         try:
             await self.observe(call.secret_id, catch_up=True)
@@ -564,8 +509,6 @@ class ReplicatedStore(StoreGroup):
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         for member in self.followers:
-            if member.replication is not Replication.GOATHERD:
-                continue
             inner = self._id_in(member, call)
             try:
                 found = await member.provider.read(inner)
@@ -576,41 +519,8 @@ class ReplicatedStore(StoreGroup):
                 hint = describe_promotion(member.region, self.primary.region)
                 raise call.error(SecretExistsError, text, hint=hint)
         version = await self.primary.provider.create(call.secret_id, value, label)
-        await self.add_replicas(call.secret_id)
         await self._update_followers(call)
         return version
-
-    async def add_replicas(self, secret_id: str, *, without: Collection[str] = ()) -> tuple[str, ...]:
-        """Ask the platform to replicate the secret to the followers that it does not replicate to yet.
-
-        These are followers with ``replication = "platform"``.
-
-        Args:
-            secret_id: The secret's id in the primary store.
-            without: Regions to leave out, because their store holds a later identity or another history.
-
-        Returns:
-            The regions that were added; empty if the platform cannot be asked.
-
-        Raises:
-            ProviderError: The platform refused.
-        """
-        provider = self.primary.provider
-        if not isinstance(provider, ReplicatingSecretProvider):
-            return ()
-        listed = await provider.replica_states(secret_id)
-        missing = {
-            one.provider.replica_place: one.region
-            for one in self.followers
-            if one.replication is Replication.PLATFORM
-            and one.region not in without
-            and isinstance(one.provider, ReplicatingSecretProvider)
-            and one.provider.replica_place not in listed
-        }
-        places = [place for place in missing if place is not None]
-        if places:
-            await provider.add_replicas(secret_id, places)
-        return tuple(missing[place] for place in places)
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         await self._wait_for_followers(call)
@@ -640,7 +550,7 @@ class ReplicatedStore(StoreGroup):
         except (VersionDisabledError, SecretNotFoundError):
             value = None
         for member in self.followers:
-            if value is None or member.replication is not Replication.GOATHERD:
+            if value is None:
                 continue
             try:
                 await self._destroy_copies(member, call, value)
@@ -662,17 +572,14 @@ class ReplicatedStore(StoreGroup):
 
     async def _delete(self, call: Call) -> None:
         for member in self.followers:
-            if member.replication is Replication.GOATHERD:
-                await member.provider.delete(self._id_in(member, call))
+            await member.provider.delete(self._id_in(member, call))
         await self.primary.provider.delete(call.secret_id)
 
     def takes_label(self, label: str) -> bool:
         return all(one.provider.takes_label(label) for one in self.members)
 
 
-def _compare_follower(
-    view: FollowerView, primary: _Contents, found: _Contents, state: ReplicaState | None
-) -> FollowerView:
+def _compare_follower(view: FollowerView, primary: _Contents, found: _Contents) -> FollowerView:
     """Compare a follower that answered (`found`) with the primary store, and add what it lacks to its view."""
     ours, theirs = primary.mark, found.mark
     assert ours is not None
@@ -684,32 +591,11 @@ def _compare_follower(
     if standing in (Standing.AHEAD, Standing.SPLIT, Standing.UNTRUSTED):
         text, hint = _describe_difference(view.region, standing, theirs, ours)
         return replace(view, is_lasting=True, problem=text, hint=hint)
-    if state is not None and state.has_failed:
-        return replace(
-            view,
-            is_lasting=True,
-            problem=f"the platform reports that the replication has failed: {state.message or 'no reason given'}",
-            hint=f"Remove the replica in {state.place} and add it again (how-to page: More than one region).",
-        )
     if standing is Standing.BEHIND:
         return replace(view, problem=f"it shows generation {theirs.generation}, the primary store {ours.generation}")
     if found.value_of(STABLE) != primary.value_of(STABLE):
         return replace(view, problem="its label stable does not point at the primary store's stable version")
-    if state is not None and not state.is_in_sync:
-        return replace(view, problem=f"the platform reports that the replication to {state.place} is in progress")
     return replace(view, is_in_step=True)
-
-
-def _state_of(member: StoreMember, replicas: Mapping[str, ReplicaState] | None) -> ReplicaState | None:
-    if member.replication is not Replication.PLATFORM or not isinstance(member.provider, ReplicatingSecretProvider):
-        return None
-    return (replicas or {}).get(member.provider.replica_place or "")
-
-
-def _is_unlinked(member: StoreMember, replicas: Mapping[str, ReplicaState] | None) -> bool:
-    """Return whether the platform reports on its replicas, and does not list this follower, which is one of them."""
-    is_replica = member.replication is Replication.PLATFORM and isinstance(member.provider, ReplicatingSecretProvider)
-    return replicas is not None and is_replica and _state_of(member, replicas) is None
 
 
 def _describe_difference(region: str, standing: Standing, theirs: DocumentMark, ours: DocumentMark) -> tuple[str, str]:
@@ -742,11 +628,7 @@ def _without_answer(view: FollowerView, error: ProviderError) -> FollowerView:
 def holding_error(call: Call, holding: Sequence[FollowerView]) -> ProviderError:
     """Return the error for a change that was not made, because the followers in `holding` block it."""
     text = "; ".join(f"region {view.region}: {view.problem}" for view in holding)
-    kind: type[ProviderError] = StoreLagError
-    if any(view.is_later or view.is_split for view in holding):
-        kind = StoresDifferError
-    elif any(view.is_lasting for view in holding):
-        kind = ReplicationFailedError
+    kind = StoresDifferError if any(view.is_lasting for view in holding) else StoreLagError
     hint = " ".join(dict.fromkeys(view.hint for view in holding if view.hint))
     if kind is StoreLagError:
         regions = " ".join(f"--allow-lagging {view.region}" for view in holding)

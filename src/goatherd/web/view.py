@@ -635,9 +635,9 @@ def _region_rows(status: ClusterStatus, calls: CallsView | None) -> tuple[StoreR
             name=clean_text(one.scheme),
             labels=tuple((format_label(label), clean_text(one.labels[label])) for label in sorted(one.labels)),
             problem=clean_text(". ".join(filter(None, (one.problem, one.hint)))),
-            calls=calls if one.replication is None else None,
+            calls=calls if one.is_primary else None,
             region=clean_text(one.region),
-            role="primary" if one.replication is None else f"follower, {one.replication}",
+            role="primary" if one.is_primary else "follower",
             generation=one.generation,
             lag_since_ms=one.lag_since_ms,
         )

@@ -66,6 +66,23 @@ async def test_every_write_names_its_stages_and_token_and_every_move_names_the_h
     assert all({"VersionId", "VersionStage"} & set(read) for read in sent(fake, "GetSecretValue"))
 
 
+async def test_a_replica_that_aws_makes_is_read_and_the_error_of_a_change_names_its_region(fake: FakeSecretsManager):
+    async with provider_at(fake.url) as store:
+        first = await store.create(SECRET, b"1")
+        await store.label(SECRET, "mine", first.id, expected=None)
+        fake._secrets[SECRET].primary_region = "us-west-2"
+        for change in (
+            store.write(SECRET, b"2", expected=first.id),
+            store.label(SECRET, STABLE, first.id, expected=None),
+            store.unlabel(SECRET, "mine", expected=first.id),
+            store.delete(SECRET),
+        ):
+            with pytest.raises(ProviderConfigurationError, match="a replica of the one in us-west-2") as caught:
+                await change
+            assert "delete the replica" in caught.value.hint
+        assert (await store.read(SECRET)).value.reveal() == b"1"
+
+
 async def test_a_read_is_one_call(fake: FakeSecretsManager):
     async with provider_at(fake.url) as store:
         await store.create(SECRET, b"1")

@@ -302,9 +302,7 @@ def test_on_a_machine_whose_region_lags_commands_read_the_primary_store(
 ) -> None:
     us, away = tmp_path / "us", tmp_path / "us.away"
     stores = [f'{{region = "{one}", provider = "file://{tmp_path}/{one}/root"' for one in ("eu", "us")]
-    (tmp_path / "goatherd.toml").write_text(
-        f'[stores]\nprimary = {stores[0]}}}\nfollowers = [{stores[1]}, replication = "goatherd"}}]\n'
-    )
+    (tmp_path / "goatherd.toml").write_text(f"[stores]\nprimary = {stores[0]}}}\nfollowers = [{stores[1]}}}]\n")
     monkeypatch.chdir(tmp_path)
     assert goatherd("init").code == 0
     us.rename(away)

@@ -84,10 +84,7 @@ def identity_of_a_new_store(stage: Stage) -> None:
 
 
 def stores_of_three_regions(stage: Stage) -> None:
-    followers = [
-        f'{{region = "{name}", provider = "file://{stage.directory}/{name}/root", replication = "goatherd"}}'
-        for name in ("us", "ap")
-    ]
+    followers = [f'{{region = "{name}", provider = "file://{stage.directory}/{name}/root"}}' for name in ("us", "ap")]
     file = stage.directory / "regions.toml"
     file.write_text(
         f'[stores]\nprimary = {{region = "eu", provider = "{stage.store}"}}\nfollowers = [{", ".join(followers)}]\n'

@@ -127,8 +127,8 @@ def test_of_stores_in_several_regions_those_with_the_scheme_are_meant(goatherd: 
         "[stores]\n"
         'primary = {region = "eu", provider = "aws://eu-west-1/goatdb/root"}\n'
         "followers = [\n"
-        '    {region = "us", provider = "aws://us-east-1/goatdb/root", replication = "platform"},\n'
-        '    {region = "ap", provider = "vault://vault.ap:8200/kv/goatdb/root", replication = "goatherd"},\n'
+        '    {region = "us", provider = "aws://us-east-1/goatdb/root"},\n'
+        '    {region = "ap", provider = "vault://vault.ap:8200/kv/goatdb/root"},\n'
         "]\n"
     )
     first = goatherd("policy", "aws", "--role", "server")

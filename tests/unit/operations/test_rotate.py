@@ -47,7 +47,7 @@ from goatherd.rotation.events import Event, LostAnchorDropped, PhaseEntered
 from goatherd.rotation.health_checks import HTTPProbe
 from goatherd.rotation.machine import Outcome, Phase
 from goatherd.rotation.policy import Policy
-from goatherd.stores import ReplicatedStore, Replication, StoreMember
+from goatherd.stores import ReplicatedStore, StoreMember
 from tests.fakes.anchors import MemorySigners
 from tests.fakes.health_page import serve_health
 from tests.unit.rotation.conftest import OWN_CLOCK
@@ -221,13 +221,8 @@ async def test_a_key_is_created_although_the_store_of_another_region_is_only_beh
 
     def open_stores() -> Store:
         members = [
-            StoreMember(region="eu", provider=MemorySecretProvider(primary), template="root"),
-            StoreMember(
-                region="us",
-                provider=MemorySecretProvider(follower),
-                template="root",
-                replication=Replication.GOATHERD,
-            ),
+            StoreMember(region="eu", provider=MemorySecretProvider(primary), template="root", is_primary=True),
+            StoreMember(region="us", provider=MemorySecretProvider(follower), template="root"),
         ]
         return Store(provider=ReplicatedStore(tuple(members)), secret_id="root", org="localhost", name="both")
 

@@ -39,7 +39,7 @@ from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import STABLE, Label, SecretValue, VersionId
 from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES
 from goatherd.rotation.policy import Policy
-from goatherd.stores import RegionalReader, ReplicatedStore, Replication, Standing, StoreMember
+from goatherd.stores import RegionalReader, ReplicatedStore, Standing, StoreMember
 from goatherd.web.collector import find_excess_rights
 from tests.fakes.herd import FakeClock
 from tests.unit.identity.make import first, owned
@@ -114,10 +114,10 @@ async def test_the_rights_are_those_in_each_region(tmp_path: Path) -> None:
     for store_with_identity in (places["eu"], filled):
         await store_with_identity.create("root", encode_document(FIRST))
     members = [
-        StoreMember(region="eu", provider=places["eu"], template="root"),
-        StoreMember(region="us", provider=places["us"], template="root", replication=Replication.GOATHERD),
-        StoreMember(region="ap", provider=filled, template="root", replication=Replication.GOATHERD),
-        StoreMember(region="sa", provider=empty, template="root", replication=Replication.GOATHERD),
+        StoreMember(region="eu", provider=places["eu"], template="root", is_primary=True),
+        StoreMember(region="us", provider=places["us"], template="root"),
+        StoreMember(region="ap", provider=filled, template="root"),
+        StoreMember(region="sa", provider=empty, template="root"),
     ]
     for provider in (ReplicatedStore(members), RegionalReader(members)):
         store = Store(provider=provider, secret_id="root", org="localhost", name="stores")
@@ -166,9 +166,9 @@ async def test_after_the_primary_store_was_emptied_each_command_names_the_region
     problem = reader.primary_error(SECRET)
     assert problem is not None
     assert advice.format("us") in problem.hint
-    with pytest.raises(IdentityExistsError, match="the store of region ap holds the secret") as caught:
+    with pytest.raises(IdentityExistsError, match="the store of region us holds the secret") as caught:
         await init_identity(stores, Policy())
-    assert advice.format("ap") in caught.value.hint
+    assert advice.format("us") in caught.value.hint
     eu, us, ap = await read_regions(stores)
     assert (eu.is_missing, us.problem, ap.problem) == (True, None, None)
     assert advice.format("us") in eu.hint
@@ -257,6 +257,7 @@ async def test_a_store_that_was_altered_without_a_root_s_key_is_behind_whatever_
     signed = normalize_document(sign_document(replace(FIRST, generation=2), now_ms))
     altered = normalize_document(replace(signed, generation=7, rotated_at=now_ms))
     assert not altered.is_signed
+    regions.us.is_promoted = True
     for one in ("eu", "us", "ap"):
         await write(regions, one, signed)
     await write(regions, "ap", altered)
@@ -422,7 +423,7 @@ async def test_doctor_tells_an_old_primary_that_is_behind_from_one_that_went_on_
     await write(regions, "eu", OTHER_SECOND)
     await write(regions, "eu", OTHER_THIRD)
     found = await findings(regions)
-    assert (FAILED, "region ap (follower, goatherd): another history than region eu") in found
+    assert (FAILED, "region ap (follower): another history than region eu") in found
     assert any(text.startswith("both stores were changed since") for level, text in found if level == FAILED)
     histories = [text for level, text in found if level == WARNING and text.startswith("history of region")]
     assert [text.split(",")[0] for text in histories] == [

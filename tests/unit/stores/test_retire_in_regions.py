@@ -20,7 +20,7 @@ from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, Version
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.machine import Outcome
 from goatherd.rotation.rotator import Rotator
-from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
+from goatherd.stores import RegionalReader, ReplicatedStore, StoreMember
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK
 from tests.unit.stores.regions import SECRET, RegionStore
@@ -57,7 +57,7 @@ class Drill:
                 region=one,
                 provider=stores[one],
                 template=SECRET,
-                replication=Replication.GOATHERD if at else None,
+                is_primary=at == 0,
             )
             for at, one in enumerate(regions)
         ]
@@ -272,7 +272,7 @@ async def test_a_version_of_another_region_is_gone_if_its_store_destroys_althoug
     third = SlowlyDeleting(clock=drill.clock)
     members = [
         *drill.members("us", "eu"),
-        StoreMember(region="ap", provider=third, template=SECRET, replication=Replication.GOATHERD),
+        StoreMember(region="ap", provider=third, template=SECRET),
     ]
     writer = ReplicatedStore(members, clock=drill.clock)
     await writer.observe(SECRET, catch_up=True)

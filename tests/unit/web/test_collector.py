@@ -19,16 +19,15 @@ from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.transitions import create_document
 from goatherd.operations.identity_store import Store
 from goatherd.providers.base import Call, SecretProvider
-from goatherd.providers.capabilities import Finding, ReplicaState, Verdict
+from goatherd.providers.capabilities import Finding, Verdict
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation.policy import Policy
-from goatherd.stores import ReplicatedStore, Replication, StoreMember
 from goatherd.times import milliseconds
 from goatherd.web import collector
 from goatherd.web.collector import Collector
 from tests.fakes.herd import FakeClock, Herd, HerdNode
 from tests.unit.identity.make import owned
-from tests.unit.stores.regions import SECRET, Regions, RegionStore
+from tests.unit.stores.regions import SECRET, Regions
 from tests.unit.stores.test_reader import FIRST, SECOND
 from tests.unit.stores.world import World
 
@@ -137,34 +136,6 @@ async def test_only_the_first_view_waits_for_a_store_that_does_not_answer(monkey
     for _ in range(3):
         assert [one.region for one in (await page.collect()).stores if one.problem] == ["ap"]
         assert hanging == ["versions", "read"]
-
-
-async def test_the_page_of_a_controller_leaves_replicas_tolerated_that_its_rotation_tolerates(tmp_path: Path) -> None:
-    class Platform(RegionStore):
-        tolerated_replicas: frozenset[str] = frozenset()
-        replica_place = "place"
-
-        async def replica_states(self, _: str) -> dict[str, ReplicaState]:
-            return {}
-
-        async def add_replicas(self, _: str, __: object) -> None: ...
-
-        async def promote_replica(self, _: str) -> None: ...
-
-    clock = FakeClock()
-    eu, us = Platform(clock=clock), Platform(clock=clock)
-    for one in (eu, us):
-        await one.create(SECRET, encode_document(FIRST))
-    members = [
-        StoreMember(region="eu", provider=eu, template=SECRET),
-        StoreMember(region="us", provider=us, template=SECRET, replication=Replication.PLATFORM),
-    ]
-    writer = ReplicatedStore(members, allowed=["us"], clock=clock)
-    store = Store(provider=writer, secret_id=SECRET, org="localhost", name="stores")
-    await make_collector(load_options({}, {}, directory=tmp_path), store, None, may_write=True).collect()
-    assert eu.tolerated_replicas == {"place"}
-    ReplicatedStore(members, clock=clock)
-    assert eu.tolerated_replicas == frozenset(), "a writer that was given no --allow-lagging tolerates nothing"
 
 
 async def test_a_forged_identity_in_another_region_is_not_shown() -> None:

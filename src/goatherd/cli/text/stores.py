@@ -20,8 +20,7 @@ def regions_data(found: Sequence[RegionState]) -> dict[str, Any]:
             {
                 "region": one.region,
                 "provider": one.scheme,
-                "role": "follower" if one.replication else "primary",
-                "replication": one.replication and str(one.replication),
+                "role": "primary" if one.is_primary else "follower",
                 "reachable": one.is_reachable,
                 "generation": one.generation,
                 "labels": dict(one.labels),
@@ -43,7 +42,7 @@ def regions_lines(found: Sequence[RegionState], out: Output) -> list[str]:
         (
             one.region,
             one.scheme,
-            "primary" if one.replication is None else f"follower ({one.replication})",
+            "primary" if one.is_primary else "follower",
             "yes" if one.is_reachable else "NO",
             "?" if one.generation is None else str(one.generation),
             ", ".join(f"{format_label(label)} -> {one.labels[label]}" for label in sorted(one.labels)) or "?",
@@ -63,11 +62,9 @@ def sync_data(report: SyncReport) -> dict[str, Any]:
     """Return what `goatherd stores sync` has done, as data for ``--json``."""
     return {
         "complete": report.is_complete,
-        "added": list(report.added),
         "followers": [
             {
                 "region": one.region,
-                "replication": str(one.replication),
                 "inStep": one.is_in_step,
                 "before": report.before.get(one.region),
                 "generation": one.generation,
@@ -81,7 +78,7 @@ def sync_data(report: SyncReport) -> dict[str, Any]:
 
 def sync_lines(report: SyncReport) -> list[str]:
     """Return what `goatherd stores sync` has done, as lines."""
-    lines = [f"region {region}: asked the platform to replicate the secret there" for region in report.added]
+    lines = []
     for one in report.followers:
         before = report.before.get(one.region)
         if one.is_in_step and before == one.generation:
@@ -128,10 +125,6 @@ def promotion_lines(report: PromotionReport, entries: Sequence[StoreEntry]) -> l
         f'primary = {{region = "{new.region}", provider = "{new.provider}"}}',
         "followers = [",
     ]
-    old = entries[0]
-    for one in entries:
-        if one.region != new.region:
-            # The former primary store is a secret of its own; a platform's replica of it is gone.
-            way = "goatherd" if one is old else one.replication
-            lines.append(f'    {{region = "{one.region}", provider = "{one.provider}", replication = "{way}"}},')
+    others = [one for one in entries if one.region != new.region]
+    lines += [f'    {{region = "{one.region}", provider = "{one.provider}"}},' for one in others]
     return [*lines, "]"]

@@ -29,8 +29,7 @@ def policy(role: Role, secret: str | Mapping[str, object], *, account: str = "*"
 
     Args:
         role: ``server`` may read the versions with the labels `current` and `stable`. ``rotator`` may also write and
-            list versions and move labels. ``admin`` may do the same, create and delete the secret, replicate it to
-            other regions, and promote a replica in the region of the address.
+            list versions and move labels. ``admin`` may do the same, create and delete the secret.
         secret: The address, such as ``aws://eu-west-1/goatdb/prod/root``, or a ``cloudConfig``. The name alone, such as
             ``goatdb/prod/root``, stands for the secret of that name in any region. If the address has ``kms_key_id``,
             the rights to that key are added. With the placeholder ``{org}`` in the name, the policy covers the secrets

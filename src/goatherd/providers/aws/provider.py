@@ -14,7 +14,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Self
 
@@ -22,7 +22,6 @@ from goatherd.clock import Clock
 from goatherd.errors import (
     ConflictError,
     ProviderConfigurationError,
-    ReplicationFailedError,
     SecretDeletedError,
     SecretExistsError,
     SecretNotFoundError,
@@ -43,7 +42,6 @@ from goatherd.providers.aws.client import (
     version_of,
 )
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
-from goatherd.providers.capabilities import ReplicaState
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 
 CANDIDATE: Final = "goatherd-candidate"
@@ -54,18 +52,16 @@ _PREVIOUS_STAGE: Final = "AWSPREVIOUS"
 _OURS = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-g([0-9a-f]{8})")
 _PAGE: Final = 100
 _MOST_PAGES: Final = 100
-_REPLICA_POLL: Final = timedelta(milliseconds=500)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stages:
-    """The staging labels of one AWS secret, the version that each label points at, and the state of its replicas.
+    """The staging labels of one AWS secret, and the version that each label points at.
 
-    If the secret is itself a replica, `primary` is the region of the secret that it follows; otherwise None.
+    If the secret is a replica, `primary` is the region of the secret that it follows; otherwise None.
     """
 
     by_version: Mapping[VersionId, frozenset[str]]
-    replicas: Mapping[str, ReplicaState] = field(default_factory=dict)
     primary: str | None = None
 
     def holder_of(self, stage: str) -> VersionId | None:
@@ -95,8 +91,7 @@ class AWSSecretProvider(SecretProvider):
         size: 64 KiB for a value.
 
     A write returns only after its version was read back completely. The first version always becomes the current one.
-    If the secret has replicas in other regions, no label is moved or removed before AWS reports that all of them are in
-    sync.
+    A replica in another region, which AWS makes, can be read, and not changed.
     """
 
     scheme = "aws"
@@ -125,7 +120,6 @@ class AWSSecretProvider(SecretProvider):
         super().__init__(timeout=timeout, retry=retry, clock=clock)
         self.address = region if isinstance(region, AWSAddress) else AWSAddress(region=region)
         self._api = SecretsManagerAPI(self.address, timeout, self.clock, self.store_clock)
-        self.tolerated_replicas: frozenset[str] = frozenset()
 
     @classmethod
     def from_uri(cls, uri: str | Mapping[str, object]) -> tuple[Self, str]:
@@ -197,14 +191,11 @@ class AWSSecretProvider(SecretProvider):
             stored = await self._read_back(call, token, value)
             return SecretVersion(id=token, labels=_labels_of(stored.stages), created_ms=stored.created_ms)
         call.check_holder(label, holder, expected)
-        await self._await_replicas(call, stages)
         request = {"SecretId": call.secret_id, "ClientRequestToken": token, "VersionStages": [CANDIDATE]}
         answer = await self._api.call_service("put_secret_value", request, value)
         self._check_written(answer, token)
         # The label moves only after the version was read back, so that readers find the value that was written.
         stored = await self._read_back(call, token, value)
-        if stages.replicas:
-            await self._await_replicas(call, await self._read_stages(call))
         await self._move_label(call, label, token, expected)
         return SecretVersion(id=token, labels=frozenset({label}), created_ms=stored.created_ms)
 
@@ -214,7 +205,6 @@ class AWSSecretProvider(SecretProvider):
         _must_be_possible(version)
         call.check_holder(label, stages.holder_of(stage), expected)
         if version != expected:
-            await self._await_replicas(call, stages)
             await self._move_label(call, label, version, expected)
 
     def takes_label(self, label: str) -> bool:
@@ -227,7 +217,6 @@ class AWSSecretProvider(SecretProvider):
             # AWS's and our own are shown as no label, so that no caller can mean them.
             raise ConflictError(f"no version holds the label {str(label)!r}")
         call.check_holder(label, stages.holder_of(stage), expected)
-        await self._await_replicas(call, stages)
         await self._remove_stage(call, stage, expected)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
@@ -285,113 +274,21 @@ class AWSSecretProvider(SecretProvider):
                 hint="Move the label to another version first.",
             )
         for stage in sorted(held):
-            await self._await_replicas(call, stages)
             with contextlib.suppress(ConflictError):  # moved meanwhile, by another writer's change
                 await self._remove_stage(call, stage, version)
-            if stages.replicas:
-                stages = await self._read_stages(call)
 
     async def _delete(self, call: Call) -> None:
         days = self.address.recovery_days
         try:
             # A forced deletion also succeeds if there is no such secret (API reference, DeleteSecret), so check first.
-            stages = await self._read_changeable(call)
+            await self._read_changeable(call)
         except SecretDeletedError:
             if call.attempt == 1:
                 raise
             return
-        if stages.replicas:
-            regions = " ".join(stages.replicas)
-            raise ProviderConfigurationError(
-                f"AWS does not delete a secret that has replicas: {regions}",
-                hint="Remove the replicas first: `aws secretsmanager remove-regions-from-replication"
-                f" --secret-id {call.secret_id} --remove-replica-regions {regions}`.",
-            )
         request: dict[str, object] = {"SecretId": call.secret_id}
         request |= {"RecoveryWindowInDays": days} if days else {"ForceDeleteWithoutRecovery": True}
         check_named(await self._api.call_service("delete_secret", request))
-
-    # --- replicas in other regions ----------------------------------------------------------------------------------
-
-    @property
-    def replica_place(self) -> str | None:
-        """The AWS region that this provider reads; None if the SDK's standard chain decides it."""
-        return self.address.region
-
-    async def replica_states(self, secret_id: str) -> Mapping[str, ReplicaState]:
-        """Return the state of each replica of a secret, by region (``DescribeSecret``, ``ReplicationStatus``).
-
-        Raises:
-            ProviderError: As for `versions`.
-        """
-
-        async def look(now: Call) -> Mapping[str, ReplicaState]:
-            return (await self._read_stages(now)).replicas
-
-        return await self._run_call(self._start_call("versions", secret_id), look)
-
-    async def add_replicas(self, secret_id: str, places: Sequence[str]) -> None:
-        """Start to replicate a secret to more regions (``ReplicateSecretToRegions``).
-
-        Raises:
-            ProviderError: AWS refused, or did not answer.
-        """
-
-        async def add(now: Call) -> None:
-            request: dict[str, object] = {
-                "SecretId": now.secret_id,
-                "AddReplicaRegions": [{"Region": place} for place in places],
-            }
-            check_named(await self._api.call_service("replicate_secret_to_regions", request))
-
-        await self._run_call(self._start_call("create", secret_id), add)
-
-    async def promote_replica(self, secret_id: str) -> None:
-        """Make the replica in this provider's region an independent secret (``StopReplicationToReplica``). Idempotent.
-
-        Raises:
-            ProviderError: AWS refused, or did not answer.
-        """
-
-        async def stop(now: Call) -> None:
-            if (await self._read_stages(now)).primary is None:
-                return  # it is no replica (any more)
-            check_named(await self._api.call_service("stop_replication_to_replica", {"SecretId": now.secret_id}))
-            # Until AWS shows it, the next change would be refused.
-            while (await self._read_stages(now)).primary is not None:
-                now.waits[:] = ["AWS does not show yet that the secret is no longer a replica"]
-                await self.clock.sleep(_REPLICA_POLL)
-
-        await self._run_call(self._start_call("write", secret_id), stop)
-
-    def _find_lagging(self, call: Call, stages: _Stages) -> list[str]:
-        """Return the regions whose replica is not in sync, without those in `tolerated_replicas`.
-
-        Raises:
-            ReplicationFailedError: The replication to a region has failed. Nothing was changed.
-        """
-        # SECURITY: a label that is moved or removed while a replica lags can end the replication permanently, and that
-        # region's servers would keep a key that was replaced (tests/contract/aws/test_replicas.py).
-        behind = [
-            one for one in stages.replicas.values() if not one.is_in_sync and one.place not in self.tolerated_replicas
-        ]
-        failed = [one for one in behind if one.has_failed]
-        if failed:
-            reasons = "; ".join(f"{one.place}: {one.message or 'no reason given'}" for one in failed)
-            regions = " ".join(one.place for one in failed)
-            raise ReplicationFailedError(
-                f"AWS reports that the replication has failed: {reasons}",
-                hint="Remove the replica and add it again: `aws secretsmanager remove-regions-from-replication"
-                f" --secret-id {call.secret_id} --remove-replica-regions {regions}`, then `goatherd stores sync`.",
-            )
-        return [one.place for one in behind]
-
-    async def _await_replicas(self, call: Call, stages: _Stages) -> None:
-        """Wait until AWS reports that all replicas are in sync; `stages` is its last report."""
-        while behind := self._find_lagging(call, stages):
-            call.waits.append(f"the replicas in {', '.join(behind)} are not in sync yet")
-            await self.clock.sleep(_REPLICA_POLL)
-            stages = await self._read_stages(call)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -429,9 +326,7 @@ class AWSSecretProvider(SecretProvider):
         labels = answer.get("VersionIdsToStages", {})
         if not isinstance(labels, dict):
             raise damaged_error("its labels are not a map")
-        replicas = _replicas_of(answer.get("ReplicationStatus"))
         return _Stages(
-            replicas=replicas,
             by_version={version_of({"VersionId": one}): stages_of(labels[one]) for one in labels},
             primary=_primary_of(answer),
         )
@@ -446,8 +341,8 @@ class AWSSecretProvider(SecretProvider):
         if stages.primary is not None:
             raise ProviderConfigurationError(
                 f"the secret is a replica of the one in {stages.primary}, and AWS changes only that one",
-                hint=f"Use the address of the secret in {stages.primary}. If that region is lost, `goatherd stores"
-                " promote` makes the replica an independent secret.",
+                hint=f"Use the address of the secret in {stages.primary}. For a region of [stores], delete the replica:"
+                " Goatherd writes a secret of its own there.",
             )
         return stages
 
@@ -522,24 +417,6 @@ def _primary_of(answer: Mapping[str, object]) -> str | None:
     """Return the region of the secret that a replica follows, from an answer to ``DescribeSecret``; else None."""
     primary, own = answer.get("PrimaryRegion"), str(answer["ARN"]).split(":")[3:4]
     return primary if isinstance(primary, str) and primary and [primary] != own else None
-
-
-def _replicas_of(replicas: object) -> dict[str, ReplicaState]:
-    """Return the state of each replica in an answer to ``DescribeSecret``, by region."""
-    if replicas is None:
-        return {}
-    if not isinstance(replicas, list) or not all(isinstance(replica, dict) for replica in replicas):
-        raise damaged_error("its replicas are not a list")
-    found = {}
-    for replica in replicas:
-        place, status, message = replica.get("Region"), replica.get("Status"), replica.get("StatusMessage")
-        if not isinstance(place, str) or not place:
-            raise damaged_error("a replica has no region")
-        shown = " ".join(message.split())[:200] if isinstance(message, str) else ""
-        found[place] = ReplicaState(
-            place=place, is_in_sync=status == "InSync", has_failed=status == "Failed", message=shown
-        )
-    return found
 
 
 def _stage_for(label: Label) -> str:

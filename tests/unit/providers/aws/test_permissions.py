@@ -55,13 +55,11 @@ def test_a_rotator_may_write_versions_and_move_labels_and_is_denied_what_would_b
     }
 
 
-def test_an_admin_may_create_delete_replicate_and_promote_as_well():
+def test_an_admin_may_create_and_delete_as_well():
     (rotator, *_), (admin,) = statements("rotator"), statements("admin")
     assert set(admin["Action"]) - set(rotator["Action"]) == {
         "secretsmanager:CreateSecret",
         "secretsmanager:DeleteSecret",
-        "secretsmanager:ReplicateSecretToRegions",
-        "secretsmanager:StopReplicationToReplica",
     }
 
 
