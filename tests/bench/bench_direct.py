@@ -50,13 +50,13 @@ async def run(scale: Scale, _: Data) -> list[Row]:
         uri = f"transit://127.0.0.1:{bao.port}/transit/root?tls=off"
         now_ms = SystemClock().now_ms()
         local = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
-        async with AnchorKeys("localhost") as keys:
+        signers = await stack.enter_async_context(RootSigners([uri]))
+        async with AnchorKeys("localhost", signers=signers) as keys:
             key = await keys.open_new(uri, session_id=new_id(), now_ms=now_ms)
             word = AnchorWord(session=key.session)
             document = await sign_aside(lambda: create_document(key.owned, now_ms, word=word), key.owned)
         ours = await stack.enter_async_context(_serve(top / "direct", document, uri))
         theirs = await stack.enter_async_context(_serve(top / "local", create_document(local, now_ms)))
-        signers = await stack.enter_async_context(RootSigners([uri]))
         root = signers.connect(document.current)
 
         rows = []

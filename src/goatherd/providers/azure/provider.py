@@ -8,7 +8,8 @@ the requests; `records` decides which of two writers wins.
   other proposal can win any more (`decide_proposals`). The writer waits for that, and starts again if another writer
   won. A value that no pointer names has no label, like any other old version.
 - The view is written after the decision, and names the decided pointer. `read` of the label ``current`` reads the view,
-  and never waits; everything else decides from the list of pointers.
+  and never waits; everything else decides from the list of pointers. If that list has already shown a later
+  decision than the view names, because a writer died, `read` decides from the list, too.
 - If a writer dies before it has written the view, the next change writes it first. After each write of the view, the
   writer checks that no newer pointer was decided meanwhile, and otherwise writes the view again.
 - If a delayed writer copies a destroyed value to the view, `versions` lists that value as enabled again, and `destroy`
@@ -153,6 +154,7 @@ class AzureSecretProvider(SecretProvider):
         self._credential = credential
         self._settle = math.ceil(settle.total_seconds())
         self._pointers: dict[str, tuple[str, Pointer]] = {}
+        self._decided: dict[str, int] = {}  # by secret, the epoch of the last decision that was read
 
     @classmethod
     def from_uri(cls, uri: str | Mapping[str, object]) -> tuple[Self, str]:
@@ -201,7 +203,8 @@ class AzureSecretProvider(SecretProvider):
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         if isinstance(at, Label) and at == CURRENT:
             view = await self._read_view(call)
-            if view is not None and (shown := Shown.from_tags(view.tags)) is not None:
+            shown = None if view is None else Shown.from_tags(view.tags)
+            if view is not None and shown is not None and shown.epoch >= self._decided.get(call.secret_id, 0):
                 pointer = await self._read_pointer(call, shown.pointer)
                 return _describe_read(pointer, shown.version, replace(view, created=shown.created))
         state = await self._require_state(call)
@@ -395,6 +398,7 @@ class AzureSecretProvider(SecretProvider):
                 f"a version of {name} that a later version names is missing from the vault's list, or its tags were"
                 " changed"
             )
+        self._decided[call.secret_id] = last.epoch
         return _State(
             chain=decision.chain,
             pointer=Pointer() if last is BEGINNING else await self._read_pointer(call, last.id),
