@@ -6,28 +6,25 @@ Rules:
    and no other site may show the page in a frame (tests/unit/web/test_app.py).
 3. SECURITY: on a loopback address the ``Host`` header must name loopback, also behind a proxy, or another site could
    read the page through a name that it lets point here (tests/unit/web/test_app.py).
-4. A view is rendered once, however many pages are open, and each page is sent only the sections that have changed.
+4. Open pages poll. A view is rendered once, however many they are, and a page that shows it already is sent only the
+   status 304.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-import json
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 from urllib.parse import parse_qs
 
 from goatherd.clock import Clock
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send, parse_networks, send_refusal
 from goatherd.serving.caller_limits import RefusedError, is_in_networks
 from goatherd.web.access import PageAddress, is_loopback
-from goatherd.web.render import ASSETS, Choice, Data, Renderer, page_title, read_asset
+from goatherd.web.render import ASSETS, Choice, Data, Renderer, read_asset
 
 POLICY: Final = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -36,10 +33,6 @@ POLICY: Final = (
 COOKIE: Final = "goatherd_page"
 SESSION_SECONDS: Final = 12 * 3600
 MOST_SESSIONS: Final = 1000
-MOST_PAGES: Final = 500
-"""How many pages may be open at a time."""
-BEAT_SECONDS: Final = 15.0
-"""After how long without a view a comment is sent, so that proxies keep the connection open."""
 _BODY_BYTES: Final = 4096
 _MOST_FIELDS: Final = 10
 _MOST_CHOICES: Final = 16
@@ -92,57 +85,6 @@ def _hash_secret(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-@dataclass(slots=True)
-class Broadcast:
-    """The newest view of the cluster, for all open pages; it wakes them when a newer view is published.
-
-    Attributes:
-        view: The newest view; None before the first one.
-        problem: Why the last attempt to read the store failed; None if it did not fail.
-        number: Number that rises with each published view or problem.
-        pages: How many pages are open.
-    """
-
-    view: Data | None = None
-    problem: Data | None = None
-    number: int = 0
-    pages: int = 0
-    _newer: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def publish(self, view: Data | None, problem: Data | None) -> None:
-        """Show a view and a problem on every open page; with None as `view`, the last view stays."""
-        self.view, self.problem, self.number = view if view is not None else self.view, problem, self.number + 1
-        self.wake()
-
-    def wake(self) -> None:
-        """Wake the task of every open page, which then checks whether its reader has disconnected."""
-        newer, self._newer = self._newer, asyncio.Event()
-        newer.set()
-
-    async def wait(self, seconds: float) -> None:
-        """Wait until the next view is published, but at most this many seconds."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._newer.wait()
-        except TimeoutError:
-            pass
-
-
-@dataclass(frozen=True, slots=True)
-class Sections:
-    """The rendered sections of the page, for one view and one reader's choice of events.
-
-    Attributes:
-        number: The value of `Broadcast.number` for the view.
-        html: Each section's HTML, by its name.
-        as_json: The same HTML as JSON strings, so that it is not encoded again for each open page.
-    """
-
-    number: int
-    html: Mapping[str, str]
-    as_json: Mapping[str, bytes]
-
-
 class PageApp:
     """The ASGI application that serves the status page.
 
@@ -154,7 +96,6 @@ class PageApp:
     """
 
     def __init__(self, address: PageAddress, limiter: CallerLimiter, *, clock: Clock, interval_ms: int) -> None:
-        self.broadcast = Broadcast()
         self._address = address
         self._is_secure = address.certificate is not None or bool(address.proxies)
         self._proxies = parse_networks(address.proxies)
@@ -164,13 +105,14 @@ class PageApp:
         self._renderer = Renderer()
         self._sessions = Sessions(clock)
         self._assets = {path: read_asset(path) for path in ASSETS}
-        self._rendered: OrderedDict[Choice, Sections] = OrderedDict()
-        self._stopping = asyncio.Event()
+        self._view: Data | None = None
+        self._problem: Data | None = None
+        self._rendered: OrderedDict[Choice, tuple[bytes, bytes]] = OrderedDict()
 
-    def stop(self) -> None:
-        """End the event streams of the open pages, which would otherwise never end."""
-        self._stopping.set()
-        self.broadcast.wake()
+    def publish(self, view: Data | None, problem: Data | None) -> None:
+        """Show a view, and why the store could not be read later, if so; with None as `view`, the last view stays."""
+        self._view, self._problem = view if view is not None else self._view, problem
+        self._rendered.clear()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -194,7 +136,7 @@ class PageApp:
             await _send_answer(send, problem[0], problem[1].encode(), b"text/plain; charset=utf-8")
             return
         if method not in ("GET", "HEAD", "POST") or (method == "POST") != (path in ("/login", "/logout")):
-            is_known = path in ("/", "/events", "/login", "/logout") or path in ASSETS
+            is_known = path in ("/", "/login", "/logout") or path in ASSETS
             status, text = (405, b"method not allowed") if is_known else (404, b"not found")
             await _send_answer(send, status, text, b"text/plain; charset=utf-8")
         elif path in ASSETS:
@@ -207,15 +149,9 @@ class PageApp:
             self._sessions.end(_session_name(headers))
             await _send_redirect(send, _make_cookie("", 0, is_secure=self._is_secure))
         elif self._address.token_digest is not None and not self._sessions.is_valid(_session_name(headers)):
-            if path == "/events":
-                await _send_answer(send, 401, b"sign in first", b"text/plain; charset=utf-8")
-            else:
-                await self._send_page(send, 401, self._renderer.render_login(), is_head=method == "HEAD")
+            await self._send_page(send, 401, self._renderer.render_login(), is_head=method == "HEAD")
         elif path == "/":
-            choice = self._read_choice(scope)
-            await self._send_page(send, 200, self._render_page(choice), is_head=method == "HEAD")
-        elif path == "/events" and method == "GET":
-            await self._send_events(scope, receive, send)
+            await self._send_view(self._read_choice(scope), headers, send, is_head=method == "HEAD")
         else:
             await _send_answer(send, 404, b"not found", b"text/plain; charset=utf-8")
 
@@ -234,33 +170,43 @@ class PageApp:
     def _read_choice(self, scope: Scope) -> Choice:
         query = _parse_fields(scope.get("query_string", b""))
         event = query.get("event", [""])[0]
-        view = self.broadcast.view
-        known = {one["event"] for one in view["history"]} if view is not None else ()
+        known = {one["event"] for one in self._view["history"]} if self._view is not None else ()
         return Choice(event=event if event in known else "", is_all="all" in query)
 
-    def _render_sections(self, choice: Choice) -> Sections:
-        """Return the sections of the page for a reader's choice; each view and choice is rendered only once."""
+    async def _send_view(self, choice: Choice, headers: Mapping[bytes, bytes], send: Send, *, is_head: bool) -> None:
+        """Send the page with the newest view, or the status 304 to a reader's page that shows it already."""
+        tag, page = self._render_page(choice)
+        # A proxy that compresses the page makes the tag weak, or adds to it.
+        if tag in headers.get(b"if-none-match", b""):
+            await send({"type": "http.response.start", "status": 304, "headers": [(b"etag", b'"%s"' % tag), *_HEADERS]})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        kind = b"text/html; charset=utf-8"
+        await _send_answer(send, 200, page, kind, (b"etag", b'"%s"' % tag), is_head=is_head)
+
+    def _render_page(self, choice: Choice) -> tuple[bytes, bytes]:
+        """Return the page for a reader's choice, after its digest; each view and choice is rendered only once."""
         found = self._rendered.get(choice)
-        if found is None or found.number != self.broadcast.number:
-            view = self.broadcast.view
-            problem = self.broadcast.problem
-            html = self._renderer.render_sections(
-                self._newest_view() if view is None else view,
+        if found is None:
+            view, problem = self._newest_view(), self._problem
+            if self._view is None and problem is None:
+                problem = {"text": _WAITING, "advice": ""}
+            page = self._renderer.render_page(
+                view,
                 choice,
-                is_live=True,
-                problem={"text": _WAITING, "advice": ""} if view is None and problem is None else problem,
-            )
-            as_json = {name: json.dumps(each).encode() for name, each in html.items()}
-            self._rendered[choice] = found = Sections(self.broadcast.number, html, as_json)
-            self._rendered.move_to_end(choice)
+                problem=problem,
+                has_session=self._address.token_digest is not None,
+                is_stale=self._problem is not None,
+            ).encode()
+            self._rendered[choice] = found = hashlib.sha256(page).hexdigest().encode(), page
             while len(self._rendered) > _MOST_CHOICES:
                 self._rendered.popitem(last=False)
         return found
 
     def _newest_view(self) -> Data:
         """Return the newest view, or an empty one before the first view."""
-        if self.broadcast.view is not None:
-            return self.broadcast.view
+        if self._view is not None:
+            return self._view
         return {
             **dict.fromkeys(("org", "store", "sentence", "advice", "signer"), ""),
             **dict.fromkeys(("remarks", "servers", "roots", "stores", "history"), ()),
@@ -272,77 +218,8 @@ class PageApp:
             "interval_ms": self._interval_ms,
         }
 
-    def _render_page(self, choice: Choice) -> str:
-        return self._renderer.render_page(
-            self._newest_view(),
-            self._render_sections(choice).html,
-            choice,
-            now_ms=self._clock.now_ms(),
-            has_session=self._address.token_digest is not None,
-            is_stale=self.broadcast.problem is not None,
-        )
-
     async def _send_page(self, send: Send, status: int, html: str, *, is_head: bool = False) -> None:
         await _send_answer(send, status, html.encode(), b"text/html; charset=utf-8", is_head=is_head)
-
-    # --- live ---------------------------------------------------------------------------------------------------------
-
-    async def _send_events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send each new view to one open page, until the reader disconnects, its session ends, or the process stops."""
-        if self.broadcast.pages >= MOST_PAGES:
-            await _send_answer(send, 503, b"too many pages are open", b"text/plain; charset=utf-8")
-            return
-        name, choice = _session_name(dict(scope["headers"])), self._read_choice(scope)
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no"), *_HEADERS]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        sent: Mapping[str, str] = {}
-        seen = -1
-        async with self._count_reader(receive) as gone:
-            while not gone.done() and not self._stopping.is_set():
-                if self._address.token_digest is not None and not self._sessions.is_valid(name):
-                    break
-                if seen == self.broadcast.number:
-                    event = b": still here\n\n"
-                else:
-                    seen = self.broadcast.number
-                    sections = self._render_sections(choice)
-                    changed = [name for name, html in sections.html.items() if sent.get(name) != html]
-                    sent = sections.html
-                    event = self._view_event({name: sections.as_json[name] for name in changed})
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-                if seen == self.broadcast.number:
-                    await self.broadcast.wait(BEAT_SECONDS)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    @asynccontextmanager
-    async def _count_reader(self, receive: Receive) -> AsyncIterator[asyncio.Task[None]]:
-        """Count an open page while the block runs, and yield a task that ends when its reader disconnects."""
-
-        async def wait_until_gone() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            self.broadcast.wake()
-
-        self.broadcast.pages += 1
-        gone = asyncio.create_task(wait_until_gone())
-        try:
-            yield gone
-        finally:
-            self.broadcast.pages -= 1
-            gone.cancel()
-
-    def _view_event(self, sections: Mapping[str, bytes]) -> bytes:
-        """Return the server-sent event for the newest view, with those sections (JSON strings) that have changed."""
-        view = self._newest_view()
-        data = {
-            "read": view["at_ms"],
-            "now": self._clock.now_ms(),
-            "title": page_title(view, is_stale=self.broadcast.problem is not None),
-            "state": view["state"],
-        }
-        parts = b", ".join([b'"%s": %s' % (name.encode(), text) for name, text in sections.items()])
-        start = json.dumps(data).encode().removesuffix(b"}")
-        return b'event: view\nretry: 2000\ndata: %s, "parts": {%s}}\n\n' % (start, parts)
 
     # --- signing in ---------------------------------------------------------------------------------------------------
 
@@ -407,7 +284,9 @@ async def _send_redirect(send: Send, *more: tuple[bytes, bytes]) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _send_answer(send: Send, status: int, body: bytes, kind: bytes, *, is_head: bool = False) -> None:
-    headers: list[Any] = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *_HEADERS]
+async def _send_answer(
+    send: Send, status: int, body: bytes, kind: bytes, *more: tuple[bytes, bytes], is_head: bool = False
+) -> None:
+    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *_HEADERS, *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if is_head else body})

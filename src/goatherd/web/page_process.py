@@ -37,10 +37,11 @@ LIMITS: Final = CallerLimits(
     header_bytes=16 * 1024,
     connections=1000,
     connections_per_address=600,
-    requests=Rate(per_second=50, burst=1000),
+    requests=Rate(per_second=500, burst=1000),
     new_sessions=Rate(per_second=0.2, burst=20),
 )
-"""`new_sessions` limits how often an address may try a token."""
+"""`requests` is enough for hundreds of pages behind one proxy, which poll every second during a rotation.
+`new_sessions` limits how often an address may try a token."""
 
 _log = logging.getLogger("goatherd.web")
 
@@ -67,18 +68,18 @@ async def serve_page(lines: asyncio.StreamReader, clock: Clock) -> None:
     app = PageApp(address, limiter, clock=clock, interval_ms=first["interval_ms"])
     files = open_tls(address)
     tls = None if files is None else files.context
-    listener = HTTPListener(app, address.host, address.port, limiter=limiter, tls=tls)
+    # The page measures ages by the header `Date`, since the reader's clock may be wrong.
+    listener = HTTPListener(app, address.host, address.port, limiter=limiter, has_date=True, tls=tls)
     await listener.start()
     renewing = None if files is None else asyncio.create_task(renew_certificate(files, clock))
     try:
         _send_message({"ready": listener.url})
         while line := await lines.readline():
             message = json.loads(line)
-            app.broadcast.publish(message["view"], message["problem"])
+            app.publish(message["view"], message["problem"])
     finally:
         if renewing is not None:
             renewing.cancel()
-        app.stop()
         await listener.stop(GRACE)
 
 

@@ -1,7 +1,7 @@
 """Turn a `View`, the data of the status page, into HTML, with templates that escape every text.
 
-`Renderer` renders the sections of the page one by one, so that an open page is sent only those that have changed. The
-page as one file (`render_file`) has the same sections, and contains its stylesheet and script.
+The page as one file (`render_file`) has the same sections as the page that is served (`render_page`), and contains its
+stylesheet and script.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from goatherd.web.view import View
 
 SECTIONS: Final = ("problem", "state", "rotation", "servers", "roots", "stores", "history")
+POLL_MS: Final = 3000
+"""Longest time between two polls of an open page for a newer view."""
+ROTATION_POLL_MS: Final = 1000
+"""Time between two polls during a rotation; the shortest time between two views."""
 FIRST_EVENTS: Final = 50
 """How many events of the history the page shows unless all are asked for."""
 SIGNS: Final = {"well": "✓", "rotating": "↻", "degraded": "!", "failed": "✕", "unknown": "?"}
@@ -51,14 +55,6 @@ class Choice:
 
     event: str = ""
     is_all: bool = False
-
-    @property
-    def query(self) -> str:
-        """The query part of the page's URL that selects this choice, such as ``?all=1``; empty for the default."""
-        from urllib.parse import urlencode
-
-        pairs = {name: value for name, value in (("event", self.event), ("all", "1" if self.is_all else "")) if value}
-        return f"?{urlencode(pairs)}" if pairs else ""
 
 
 class Renderer:
@@ -114,33 +110,26 @@ class Renderer:
         return {name: self._environment.get_template(f"{name}.html").render(context).strip() for name in SECTIONS}
 
     def render_page(
-        self,
-        view: Data,
-        sections: Mapping[str, str],
-        choice: Choice,
-        *,
-        now_ms: int,
-        has_session: bool,
-        is_stale: bool = False,
+        self, view: Data, choice: Choice, *, problem: Data | None, has_session: bool, is_stale: bool = False
     ) -> str:
-        """Return the HTML of the whole page, whose script updates it when a new view arrives.
+        """Return the HTML of the whole page, whose script polls for a newer view.
 
         Args:
             view: The view.
-            sections: The HTML of its sections.
             choice: The reader's choice.
-            now_ms: The time, in milliseconds since 1970.
+            problem: What the page says above the view, such as why the store could not be read; None for nothing.
             has_session: Whether the reader has signed in, so that the page offers to sign out.
             is_stale: Whether the store could not be read after this view was made.
         """
+        interval_ms = view["interval_ms"] or 0
+        is_rotating = view["rotation"] is not None
         return self._environment.get_template("page.html").render(
             view=view,
-            parts=sections,
+            parts=self.render_sections(view, choice, is_live=True, problem=problem),
             is_live=True,
             title=page_title(view, is_stale=is_stale),
-            query=choice.query,
-            now_ms=now_ms,
-            reload_seconds=max(5, round((view["interval_ms"] or 0) / 1000)),
+            poll_ms=ROTATION_POLL_MS if is_rotating else max(ROTATION_POLL_MS, min(POLL_MS, interval_ms)),
+            reload_seconds=max(5, round(interval_ms / 1000)),
             has_session=has_session,
         )
 
@@ -160,7 +149,6 @@ class Renderer:
             css=css,
             script=script,
             policy=f"{policy}; base-uri 'none'; form-action 'none'",
-            now_ms=view["at_ms"],
             has_session=False,
         )
 

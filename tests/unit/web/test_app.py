@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
-import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,7 +13,6 @@ from goatherd.serving.caller_limits import CallerLimits, Rate
 from goatherd.web.access import PageAddress
 from goatherd.web.app import POLICY, PageApp
 from goatherd.web.render import Renderer, view_data
-from tests.deadlines import ANSWER
 from tests.fakes.page_scenes import scenes, view_of
 from tests.fakes.shifting_clock import ShiftingClock
 
@@ -32,7 +27,7 @@ def make_app(**address: Any) -> PageApp:
     app = PageApp(
         PageAddress(**given), CallerLimiter(limits, clock=SystemClock()), clock=SystemClock(), interval_ms=2000
     )
-    app.broadcast.publish(view_data(view_of(SCENES["steady"])), None)
+    app.publish(view_data(view_of(SCENES["steady"])), None)
     return app
 
 
@@ -41,7 +36,6 @@ class Answer:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.body = b""
-        self.events: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
@@ -49,7 +43,6 @@ class Answer:
             self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
         else:
             self.body += message["body"]
-            await self.events.put(message["body"])
 
 
 def scope_of(method: str, target: str, headers: dict[str, str], client: str) -> dict[str, Any]:
@@ -76,33 +69,6 @@ async def request(
 
     await app(scope_of(method, target, headers, client), receive, answer.send)
     return answer
-
-
-@contextlib.asynccontextmanager
-async def open_page(app: PageApp, target: str = "/events", **headers: str) -> AsyncIterator[Answer]:
-    """Open the stream of events, as a browser does, and close it at the end."""
-    answer, gone = Answer(), asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    task = asyncio.create_task(app(scope_of("GET", target, headers, "127.0.0.1"), receive, answer.send))
-    try:
-        yield answer
-    finally:
-        gone.set()
-        async with asyncio.timeout(ANSWER.total_seconds()):
-            await task
-
-
-async def next_view(answer: Answer) -> dict[str, Any]:
-    async with asyncio.timeout(ANSWER.total_seconds()):
-        while True:
-            event = await answer.events.get()
-            if b"data: " in event:
-                found: dict[str, Any] = json.loads(event.partition(b"data: ")[2])
-                return found
 
 
 async def test_every_answer_is_strict_and_nothing_can_be_changed() -> None:
@@ -152,7 +118,7 @@ async def test_another_name_of_loopback_is_refused(host: str) -> None:
 async def test_behind_a_proxy_only_the_proxy_may_connect() -> None:
     app = make_app(host="0.0.0.0", proxies=("10.1.0.0/16",))
     assert (await request(app, "GET", "/", client="10.2.0.1", host="status.example")).status == 403
-    assert (await request(app, "GET", "/events", client="127.0.0.1", host="status.example")).status == 403
+    assert (await request(app, "GET", "/", client="127.0.0.1", host="status.example")).status == 403
     assert (await request(app, "GET", "/", client="10.1.0.1", host="status.example")).status == 200
     # As a page on :: sees the proxy.
     assert (await request(app, "GET", "/", client="::ffff:10.1.0.1", host="status.example")).status == 200
@@ -162,7 +128,6 @@ async def test_a_token_is_asked_for_and_gives_a_session() -> None:
     app = make_app(host="0.0.0.0", token_digest=DIGEST, certificate="c", key="k")
     page = await request(app, "GET", "/")
     assert (page.status, b"Token" in page.body, b"Root" in page.body) == (401, True, False)
-    assert (await request(app, "GET", "/events")).status == 401
     wrong = await request(app, "POST", "/login", b"token=wrong")
     assert (wrong.status, "set-cookie" in wrong.headers) == (403, False)
     right = await request(app, "POST", "/login", f"token={TOKEN.replace(' ', '+')}".encode())
@@ -174,13 +139,7 @@ async def test_a_token_is_asked_for_and_gives_a_session() -> None:
     assert (await request(app, "GET", "/", **mine)).status == 200
     forged = {"cookie": mine["cookie"][:-1] + ("A" if mine["cookie"][-1] != "A" else "B")}
     assert (await request(app, "GET", "/", **forged)).status == 401
-    async with open_page(app, **mine) as answer:
-        await next_view(answer)
-        assert (await request(app, "POST", "/logout", **mine)).status == 303
-        app.broadcast.publish(None, None)
-        async with asyncio.timeout(ANSWER.total_seconds()):
-            while await answer.events.get():
-                pass  # the stream ends with the session
+    assert (await request(app, "POST", "/logout", **mine)).status == 303
     assert (await request(app, "GET", "/", **mine)).status == 401
 
 
@@ -190,7 +149,6 @@ async def test_a_query_or_a_form_with_too_many_fields_is_a_bad_request() -> None
     for app, method, target, body in (
         (guarded, "POST", "/login", fields),
         (make_app(), "GET", f"/?{fields}", ""),
-        (make_app(), "GET", f"/events?{fields}", ""),
     ):
         answer = await request(app, method, target, body.encode())
         assert (answer.status, answer.body) == (400, b"too many fields"), target
@@ -229,40 +187,57 @@ async def test_a_session_ends_after_twelve_hours() -> None:
     assert (await request(app, "GET", "/", **mine)).status == 401
 
 
-async def test_open_pages_get_what_has_changed_and_one_rendering_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_polls_get_the_page_when_it_has_changed_and_one_rendering_serves_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rendered = []
-    original = Renderer.render_sections
+    original = Renderer.render_page
 
-    def counted(self: Renderer, *arguments: Any, **options: Any) -> dict[str, str]:
+    def counted(self: Renderer, *arguments: Any, **options: Any) -> str:
         rendered.append(1)
         return original(self, *arguments, **options)
 
-    monkeypatch.setattr(Renderer, "render_sections", counted)
+    monkeypatch.setattr(Renderer, "render_page", counted)
     app = make_app()
-    async with contextlib.AsyncExitStack() as stack:
-        pages = [await stack.enter_async_context(open_page(app)) for _ in range(100)]
-        firsts = [await next_view(page) for page in pages]
-        assert set(firsts[0]["parts"]) == {"problem", "state", "rotation", "servers", "roots", "stores", "history"}
-        assert app.broadcast.pages == 100
-        app.broadcast.publish(view_data(view_of(SCENES["server-away"])), None)
-        seconds = [await next_view(page) for page in pages]
-        assert {tuple(sorted(one["parts"])) for one in seconds} == {("servers", "state")}
-        assert seconds[0]["state"] == "failed"
-        app.broadcast.publish(None, {"text": "The store did not answer.", "advice": ""})
-        third = await next_view(pages[0])
-        assert set(third["parts"]) == {"problem", "state"}
-        assert "The store did not answer." in third["parts"]["problem"]
-        assert "Unknown; before: failed" in third["parts"]["state"]
-        assert third["title"].startswith("? ")
-        assert len(rendered) == 3
-    assert app.broadcast.pages == 0
+    firsts = [await request(app, "GET", "/") for _ in range(100)]
+    assert all(b"5 of 5 servers" in one.body for one in firsts)
+    (tag,) = {one.headers["etag"] for one in firsts}
+    # A proxy that compresses the page makes the tag weak (nginx), or adds to it (Apache).
+    for held in (tag, f"W/{tag}", f'{tag[:-1]}-gzip"', f'"other", {tag}'):
+        answer = await request(app, "GET", "/", **{"if-none-match": held})
+        assert (answer.status, answer.body, answer.headers["etag"]) == (304, b"", tag)
+        assert answer.headers["content-security-policy"] == POLICY
+        assert answer.headers["cache-control"] == "no-store"
+    assert (await request(app, "GET", "/?all=1", **{"if-none-match": '"other"'})).status == 200
+    assert len(rendered) == 2, "one for each choice of events"
+    app.publish(view_data(view_of(SCENES["server-away"])), None)
+    second = await request(app, "GET", "/", **{"if-none-match": tag})
+    assert (second.status, b"4 of 5 servers" in second.body) == (200, True)
+    app.publish(None, {"text": "The store did not answer.", "advice": ""})
+    third = await request(app, "GET", "/", **{"if-none-match": second.headers["etag"]})
+    assert third.status == 200
+    assert b"The store did not answer." in third.body
+    assert b"Unknown; before: failed" in third.body
+    assert b"<title>? " in third.body
+    app.publish(None, {"text": "The store did not answer.", "advice": ""})
+    assert (await request(app, "GET", "/", **{"if-none-match": third.headers["etag"]})).status == 304
+
+
+@pytest.mark.parametrize(
+    ("scene", "interval_ms", "poll_ms"),
+    [("steady", 10_000, 3000), ("steady", 2000, 2000), ("activated", 10_000, 1000), ("steady", 1000, 1000)],
+)
+async def test_a_page_polls_every_second_during_a_rotation(scene: str, interval_ms: int, poll_ms: int) -> None:
+    app = make_app()
+    app.publish(view_data(view_of(SCENES[scene], interval_ms=interval_ms)), None)
+    assert f'data-poll="{poll_ms}"'.encode() in (await request(app, "GET", "/")).body
 
 
 async def test_a_page_can_be_opened_before_the_first_view() -> None:
     address = PageAddress(host="127.0.0.1", port=0)
     app = PageApp(address, CallerLimiter(CallerLimits(), clock=SystemClock()), clock=SystemClock(), interval_ms=2000)
     assert b"Nothing has been read yet." in (await request(app, "GET", "/")).body
-    app.broadcast.publish(None, {"text": "The store did not answer.", "advice": "Check the network."})
+    app.publish(None, {"text": "The store did not answer.", "advice": "Check the network."})
     answer = await request(app, "GET", "/")
     assert b"The store did not answer." in answer.body
     assert b"Check the network." in answer.body

@@ -12,12 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -45,15 +45,13 @@ def fetch(url: str) -> bytes:
     return found
 
 
-def read_events(url: str, text: bytes) -> bytes:
-    """Return the events of the page up to the one with a text; the first event may be that nothing has been read."""
-    found: bytes = b""
-    with urllib.request.urlopen(f"{url}/events", timeout=HANG) as answer:
-        for line in islice(answer, 12):
-            found += line
-            if text in line:
-                return found
-    pytest.fail(f"no event has {text!r}")
+def read_page(url: str, text: bytes) -> bytes:
+    """Poll the page until it has a text, and return it; the first page may be that nothing has been read."""
+    end = time.monotonic() + HANG
+    while text not in (found := fetch(url)):
+        assert time.monotonic() < end, f"the page has no {text!r}"
+        time.sleep(0.05)
+    return found
 
 
 @contextmanager
@@ -103,7 +101,7 @@ def test_no_byte_that_is_served_and_none_in_the_serving_process_is_a_key(tmp_pat
     secrets = secrets_in(tmp_path)
     assert len(secrets) == 2
     with serving("--provider", store, "--interval", "1s", cwd=tmp_path) as (process, url):
-        served = read_events(url, b"Rotation from")
+        served = read_page(url, b"Rotation from")
         served += b"".join(fetch(url + path) for path in ("/", "/page.css", "/page.js", "/icon.svg", "/?all=1"))
         assert b"more rights than it needs" in served
         child = child_of(process.pid)
@@ -202,7 +200,7 @@ async def test_the_executable_of_one_file_starts_the_serving_process(
     monkeypatch.setenv("VAULT_TOKEN", CANARY)
     async with publisher.start_page_process(ADDRESS, timedelta(hours=1)) as page:
         await page.show(view_of(scenes()["steady"]))
-        await asyncio.to_thread(read_events, page.url, b"5 of 5 servers")
+        await asyncio.to_thread(read_page, page.url, b"5 of 5 servers")
         environment = Path(f"/proc/{page.pid}/environ").read_bytes()
         assert f"_PYI_APPLICATION_HOME_DIR={tmp_path}".encode() in environment
         assert CANARY.encode() not in environment
@@ -230,27 +228,17 @@ async def test_a_store_that_is_away_leaves_the_last_view_with_the_reason() -> No
         publish_views(source, ADDRESS, interval=interval, stop=stop, on_ready=urls.put_nowait)
     )
     url = await urls.get()
-    answer = await asyncio.to_thread(urllib.request.urlopen, f"{url}/events", timeout=HANG)
-
-    def next_view() -> str:
-        while not (line := answer.readline()).startswith(b"data: "):
-            pass
-        return json.dumps(json.loads(line[6:])["parts"])
-
-    with answer:
-        while "5 of 5 servers" not in await asyncio.to_thread(next_view):
-            pass  # the first event may be that nothing has been read
-        source.go.release()
-        lost = await asyncio.to_thread(next_view)
-        assert "the store did not answer." in lost
-        assert "The page shows what was read at" in lost
-        source.go.release()
-        back = await asyncio.to_thread(next_view)
-        assert "4 of 5 servers" in back
-        assert "the store did not answer." not in back
-        stop.set()
-        source.go.release()
-        await publishing
+    await asyncio.to_thread(read_page, url, b"5 of 5 servers")
+    source.go.release()
+    lost = await asyncio.to_thread(read_page, url, b"the store did not answer.")
+    assert b"5 of 5 servers" in lost
+    assert b"The page shows what was read at" in lost
+    source.go.release()
+    back = await asyncio.to_thread(read_page, url, b"4 of 5 servers")
+    assert b"the store did not answer." not in back
+    stop.set()
+    source.go.release()
+    await publishing
 
 
 async def test_while_a_rotation_runs_the_page_is_renewed_every_second() -> None:

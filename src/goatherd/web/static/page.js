@@ -1,13 +1,14 @@
-// The page's only script: times in the reader's zone, ages, copying, and updates by server-sent events.
+// The page's only script: times in the reader's zone, ages, copying, and updates by polling.
 "use strict";
 (() => {
   const root = document.documentElement;
   const body = document.body;
   const live = document.getElementById("live");
   const announce = document.getElementById("announce");
-  let offset = Number(body.dataset.now) - Date.now(); // the server's clock counts, not the reader's
-  let readAt = Number(body.dataset.read);
-  let isConnected = false;
+  const sections = document.querySelectorAll("main > *");
+  const shown = new Map([...sections].map((one) => [one.id, one.innerHTML])); // as the server sent them
+  let offset = 0; // how far the server's clock, which counts, is ahead of the reader's
+  let isConnected = true;
   root.classList.add("js");
 
   function local(date) {
@@ -27,7 +28,7 @@
   }
 
   function ages() {
-    if (!body.dataset.events) return; // a file shows what was so when it was written
+    if (!body.dataset.poll) return; // a file shows what was so when it was written
     const now = Date.now() + offset;
     for (const one of document.querySelectorAll("time.age")) {
       const text = age(now - Date.parse(one.dateTime));
@@ -37,6 +38,7 @@
   }
 
   function tellLive(now) {
+    const readAt = Number(body.dataset.read);
     const since = age(Math.max(0, now - readAt));
     const isLate = now - readAt > 3 * Number(body.dataset.interval) + 5000;
     const text = isConnected ? `last update ${since === "now" ? "now" : since}` : `connection lost; last update ${since}`;
@@ -63,9 +65,7 @@
   }
 
   // Replaces a section, and keeps what the reader had focused, opened and linked to.
-  function show(id, html) {
-    const section = document.getElementById(id);
-    if (!section || hasSelection(section)) return false;
+  function replace(section, html) {
     const focused = section.contains(document.activeElement) ? document.activeElement : null;
     const list = focused && [...section.querySelectorAll("a,button,select,summary")];
     const place = focused ? list.indexOf(focused) : -1;
@@ -75,14 +75,40 @@
     localTimes(section);
     markTarget();
     if (place >= 0) section.querySelectorAll("a,button,select,summary")[place]?.focus({ preventScroll: true });
-    return true;
   }
 
-  const waiting = new Map();
-  function showAll(sections) {
-    for (const [id, html] of Object.entries(sections)) waiting.set(id, html);
-    for (const [id, html] of waiting) if (show(id, html)) waiting.delete(id);
+  // Shows what has changed, except in a section in which the reader has selected text.
+  function show(page) {
+    document.title = page.title;
+    Object.assign(body.dataset, page.body.dataset);
+    for (const section of sections) {
+      const { className, innerHTML } = page.getElementById(section.id);
+      section.className = className;
+      if (shown.get(section.id) === innerHTML || hasSelection(section)) continue;
+      replace(section, innerHTML);
+      shown.set(section.id, innerHTML);
+    }
+  }
+
+  let etag = "";
+  let newest = document;
+  async function poll() {
+    try {
+      const options = { headers: { "If-None-Match": etag }, redirect: "manual", signal: AbortSignal.timeout(10000) };
+      const answer = await fetch(location.pathname + location.search, options);
+      const page = answer.ok && new DOMParser().parseFromString(await answer.text(), "text/html");
+      // Another page instead, such as the login of a proxy.
+      if (answer.type === "opaqueredirect" || (page && !page.getElementById("state"))) return location.reload();
+      isConnected = answer.ok || answer.status === 304;
+      if (page) [newest, etag] = [page, answer.headers.get("ETag") ?? ""];
+      const ahead = Date.parse(answer.headers.get("Date")) - Date.now();
+      if (Math.abs(ahead - offset) > 1500) offset = ahead; // the header has whole seconds
+      if (newest !== document) show(newest);
+    } catch {
+      isConnected = false;
+    }
     ages();
+    setTimeout(poll, Number(body.dataset.poll));
   }
 
   document.addEventListener("click", async (event) => {
@@ -109,22 +135,5 @@
   ages();
   setInterval(ages, 1000);
 
-  if (!body.dataset.events) return;
-  const events = new EventSource(body.dataset.events);
-  events.onopen = () => { isConnected = true; ages(); };
-  events.onerror = () => {
-    isConnected = false;
-    ages();
-    // The server has answered with an error, such as a session that has ended: the browser does not try again.
-    if (events.readyState === EventSource.CLOSED) setTimeout(() => location.reload(), 5000);
-  };
-  events.addEventListener("view", (event) => {
-    const data = JSON.parse(event.data);
-    readAt = data.read;
-    offset = data.now - Date.now();
-    isConnected = true;
-    document.title = data.title;
-    document.getElementById("state").className = data.state;
-    showAll(data.parts);
-  });
+  if (body.dataset.poll) poll();
 })();
