@@ -39,9 +39,9 @@ from goatherd.identity.session import (
 )
 from goatherd.identity.session_commits import SESSIONS_NAMESPACE, SESSIONS_SCHEMA, session_fields
 from goatherd.ids import new_id, new_seeds
-from goatherd.serving.caller_limiter import CallerLimiter
+from goatherd.serving.caller_limiter import CONNECTION, CallerLimiter
 from goatherd.serving.caller_limits import CallerLimits
-from goatherd.serving.http_connection import CONNECTION, HTTPConnection
+from goatherd.serving.http_connection import HTTPConnection
 from goatherd.serving.listener import HTTPListener
 from goatherd.wire.base32 import base32_decode
 from goatherd.wire.bloom import BloomFilter, seed_count

@@ -23,9 +23,8 @@ from goatherd.door.request_checks import DoorRule, check_headers, check_method, 
 from goatherd.door.server_connections import LostError, ServerConnections
 from goatherd.errors import ConfigurationError, NodeUnreachableError
 from goatherd.identity.request_binding import RequestGuard
-from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send
+from goatherd.serving.caller_limiter import CONNECTION, CallerLimiter, GoneError, Receive, Scope, Send
 from goatherd.serving.caller_limits import CallerLimits, RefusedError
-from goatherd.serving.http_connection import CONNECTION
 from goatherd.serving.listener import HTTPListener
 
 _PASSED_ON: Final = frozenset({("POST", "/batch-sync"), ("POST", "/auth/session"), ("GET", "/healthy")})
@@ -121,7 +120,7 @@ class OwnAddress:
                 exchange.release_caller()
 
     async def _answer_or_pass_on(self, exchange: Exchange, query: bytes) -> None:
-        with self._limiter.open_share(exchange.address) as share:
+        with exchange.open_share() as share:
             is_passed_on = (exchange.method, exchange.path) in _PASSED_ON
             body = await (exchange.read_body(share) if is_passed_on else read_own_body(exchange, share))
             if exchange.path.startswith(OWN_PREFIX):

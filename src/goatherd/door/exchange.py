@@ -160,6 +160,14 @@ class Exchange:
         """Whether the request has a body after its headers."""
         return self.found.get(b"content-length", b"0").strip(b"0") != b"" or b"transfer-encoding" in self.found
 
+    def open_share(self) -> Share:
+        """Return a new, empty share of the memory budget for the request's body."""
+        return self._limiter.open_share(self.address, None if self.caller is None else self.caller.abort)
+
+    def open_answer_share(self) -> Share:
+        """Return a new, empty share of the memory budget for an answer that is read whole."""
+        return self._limiter.open_answer_share(self.address, None if self.caller is None else self.caller.abort)
+
     async def read_body(self, share: Share, *, most: int | None = None) -> bytes:
         """Return the request's whole body; its bytes count against `share` until the share is given back.
 

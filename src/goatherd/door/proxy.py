@@ -71,9 +71,17 @@ from goatherd.identity.session import (
     parse_signature,
     verify_data,
 )
-from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send, Share, send_refusal
+from goatherd.serving.caller_limiter import (
+    CONNECTION,
+    CallerLimiter,
+    GoneError,
+    Receive,
+    Scope,
+    Send,
+    Share,
+    send_refusal,
+)
 from goatherd.serving.caller_limits import Excess, RefusedError, TokenBuckets
-from goatherd.serving.http_connection import CONNECTION
 from goatherd.serving.signals import cancel_tasks, run_unless_set
 from goatherd.wire.batch import RawCommits, is_light, split_batch
 from goatherd.wire.commit import Commit
@@ -262,7 +270,7 @@ class Proxy:
         SECURITY: the server behind the door must not answer in the name of Goatherd's agent
         (tests/cluster/test_agent_status.py).
         """
-        with self._limiter.open_share(exchange.address) as share:
+        with exchange.open_share() as share:
             body = await read_own_body(exchange, share)  # left unread, it would be the next request
         status, answer = 404, b""
         if self._own is not None:
@@ -322,7 +330,7 @@ class Proxy:
     # --- POST /batch-sync ---------------------------------------------------------------------------------------------
 
     async def _batch_sync(self, exchange: Exchange) -> None:
-        with self._limiter.open_share(exchange.address) as share:
+        with exchange.open_share() as share:
             trust, session, envelope = await self._authenticate_sender(exchange)
             body = await exchange.read_body(share)
             exchange.answer_by = max(exchange.answer_by, asyncio.get_running_loop().time() + JUDGE_SECONDS)
@@ -416,7 +424,7 @@ class Proxy:
         """
         status, headers = connection.status, exchange.handed_back(connection.headers)
         keys = KeyFilter(only=self._root_coordinates())
-        with self._limiter.open_answer_share(exchange.address) as share:
+        with exchange.open_answer_share() as share:
             try:
                 _refuse_compressed(connection)
                 body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._timeout, share)
@@ -432,8 +440,9 @@ class Proxy:
                     DoorRule.PRIVATE_KEY, f"the answer of {exchange.path:.100} contained {keys.found} private keys"
                 )
             fields = [(name, value) for name, value in headers if name != b"content-length"]
-            await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(body))])
-            await exchange.finish_answer(body)
+            with share.waiting():
+                await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(body))])
+                await exchange.finish_answer(body)
         self.handed_on += 1
 
     async def _choose_introductions(
@@ -717,7 +726,7 @@ class Proxy:
     async def _new_session(self, exchange: Exchange) -> None:
         exchange.answer_by = asyncio.get_running_loop().time() + SESSION_SECONDS
         check_encoding(exchange.found)
-        with self._limiter.open_share(exchange.address) as share:
+        with exchange.open_share() as share:
             body = await exchange.read_body(share)
             check_session_request(body)
             self._limiter.take_session(exchange.address)
@@ -786,7 +795,7 @@ class Proxy:
         (tests/cluster/test_door_requests.py).
         """
         check_encoding(exchange.found)
-        with self._limiter.open_share(exchange.address) as share:
+        with exchange.open_share() as share:
             body = await exchange.read_body(share)
             email, signature = read_mail_request(body)
             try:

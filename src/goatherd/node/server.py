@@ -60,6 +60,7 @@ from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.providers.values import ORG_FIELD
 from goatherd.remote_keys import RootSigners
 from goatherd.serving.caller_limiter import (
+    CONNECTION,
     SMALL_BODY,
     CallerLimiter,
     GoneError,
@@ -529,6 +530,8 @@ class Body:
         self, limiter: CallerLimiter, scope: Scope, receive: Receive, path: str, address: str, held: ExitStack
     ) -> None:
         self.address = address
+        connection = scope.get(CONNECTION)
+        self._abort = None if connection is None else connection.abort
         self._held = held
         self._limiter = limiter
         self._receive = receive
@@ -551,7 +554,7 @@ class Body:
             RefusedError: The body is too large or too slow, or there is no more memory for it.
             GoneError: The caller disconnected.
         """
-        with self._limiter.open_share(self.address) as share:
+        with self._limiter.open_share(self.address, self._abort) as share:
             yield await self._limiter.read_body(self._receive, self._headers, share, self._limit)
 
     def charge_answer(self, size: int) -> None:
@@ -563,8 +566,9 @@ class Body:
         Raises:
             RefusedError: Too many answers wait for their callers.
         """
-        share = self._held.enter_context(self._limiter.open_answer_share(self.address))
+        share = self._held.enter_context(self._limiter.open_answer_share(self.address, self._abort))
         share.take(min(size, self._limiter.limits.buffered_bytes // 2))
+        self._held.enter_context(share.waiting())
 
 
 class _Turns:

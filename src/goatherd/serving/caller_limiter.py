@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final
 
@@ -32,6 +32,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+CONNECTION: Final = "goatherd.connection"
+"""The key of the caller's `HTTPConnection` in a request's ASGI scope."""
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 8 * 1024 * 1024
 SMALL_BODY: Final = 64 * 1024
@@ -74,8 +76,8 @@ class CallerLimiter:
         self.limits = limits
         per_address = max(limits.buffered_bytes // 2, limits.body_bytes)
         spare = limits.buffered_bytes // SPARE_PART
-        self.budget = Budget(limits.buffered_bytes, per_address, spare)
-        self.answers = Budget(limits.buffered_bytes, per_address, spare)
+        self.budget = Budget(limits.buffered_bytes, per_address, spare, report=report)
+        self.answers = Budget(limits.buffered_bytes, per_address, spare, report=report)
         """The memory budget for answers that are in memory until their callers have taken them."""
         self._clock = clock
         self._proxies = parse_networks(forwarded_by)
@@ -227,13 +229,23 @@ class CallerLimiter:
 
     # --- bodies -------------------------------------------------------------------------------------------------------
 
-    def open_share(self, address: str) -> Share:
-        """Return a new, empty share of the memory budget for the body of one request."""
-        return Share(self.budget, address)
+    def open_share(self, address: str, abort: Callable[[], None] | None = None) -> Share:
+        """Return a new, empty share of the memory budget for the body of one request.
 
-    def open_answer_share(self, address: str) -> Share:
-        """Return a new, empty share of the memory budget for answers, until the caller has taken one answer."""
-        return Share(self.answers, address)
+        Args:
+            address: The address to which the bytes are charged.
+            abort: Closes the caller's connection at once; None if the request must not be dropped for another.
+        """
+        return Share(self.budget, address, abort)
+
+    def open_answer_share(self, address: str, abort: Callable[[], None] | None = None) -> Share:
+        """Return a new, empty share of the memory budget for answers, until the caller has taken one answer.
+
+        Args:
+            address: The address to which the bytes are charged.
+            abort: Closes the caller's connection at once; None if the answer must not be dropped for another.
+        """
+        return Share(self.answers, address, abort)
 
     async def read_body(self, receive: Receive, headers: Mapping[bytes, bytes], share: Share, limit: int) -> bytes:
         """Read and return the whole body of a request.
@@ -251,9 +263,10 @@ class CallerLimiter:
             GoneError: The caller disconnected.
         """
         parts: list[bytes] = []
-        async for part in self.read_parts(receive, headers, limit):
-            share.take(len(part))
-            parts.append(part)
+        with share.waiting():
+            async for part in self.read_parts(receive, headers, limit):
+                share.take(len(part))
+                parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def read_parts(self, receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> AsyncIterator[bytes]:
@@ -292,49 +305,100 @@ class CallerLimiter:
 class Budget:
     """The memory budget for bodies of requests, and of answers that are read whole: limits how many bytes they have.
 
+    If it is used up, the address that holds most makes room for one that holds less: the oldest of its requests whose
+    body is still arriving, or whose answer is still being sent, is dropped.
+
+    SECURITY: otherwise a few addresses that send or read slowly could keep out all others
+    (tests/unit/serving/test_caller_limiter.py).
+
     Args:
         size: Maximum number of bytes for all addresses together.
         per_address: Maximum number of bytes for one address.
         spare: By how many bytes small bodies may exceed `size` and `per_address`. SECURITY: without spare bytes, a few
             large bodies that arrive slowly would keep out all other bodies (tests/unit/serving/test_caller_limiter.py).
+        report: Called for each request that is dropped, with the rule and the reason.
     """
 
-    def __init__(self, size: int, per_address: int, spare: int = 0) -> None:
+    def __init__(
+        self,
+        size: int,
+        per_address: int,
+        spare: int = 0,
+        *,
+        report: Callable[[Excess, str], None] = lambda _, __: None,
+    ) -> None:
         self._left = size
         self._per_address = per_address
         self._spare = spare
+        self._report = report
         self._held: Counter[str] = Counter()
+        self._waiting: dict[Share, None] = {}  # the oldest first
 
-    def take(self, address: str, count: int, *, is_small: bool = False) -> None:
-        """Charge bytes of a body to an address.
+    def take(self, share: Share, count: int, *, is_small: bool = False) -> None:
+        """Charge bytes of a body to the address of a share.
 
         Raises:
             RefusedError: The budget has too few bytes left.
         """
         spare = self._spare if is_small else 0
-        if count > self._left + spare or self._held[address] + count > self._per_address + spare:
+        wanted = self._held[share.address] + count
+        if wanted > self._per_address + spare or not self._make_room(count - spare, wanted):
             raise RefusedError(Excess.TOO_MANY, 503, "too many large bodies are in memory", retry_after=1)
         self._left -= count
-        self._held[address] += count
+        self._held[share.address] = wanted
 
-    def give_back(self, address: str, count: int) -> None:
-        """Return bytes of a body, which were charged to an address, to the budget."""
+    def give_back(self, share: Share, count: int) -> None:
+        """Return bytes of a body, which were charged to the address of a share, to the budget."""
         self._left += count
-        self._held[address] -= count
-        if not self._held[address]:
-            del self._held[address]
+        self._held[share.address] -= count
+        if not self._held[share.address]:
+            del self._held[share.address]
+
+    def offer(self, share: Share) -> None:
+        """Let a share be dropped for another address, because its request waits for its caller."""
+        self._waiting[share] = None
+
+    def withdraw(self, share: Share) -> None:
+        """Let a share no longer be dropped. May be called twice."""
+        self._waiting.pop(share, None)
+
+    def _make_room(self, count: int, wanted: int) -> bool:
+        """Drop requests of addresses that hold more than `wanted` bytes until `count` bytes are left.
+
+        Returns:
+            Whether so many bytes are left.
+        """
+        while count > self._left:
+            droppable = [each for each in self._waiting if each.count]
+            oldest_of_most = max(droppable, key=lambda each: self._held[each.address], default=None)
+            if oldest_of_most is None or self._held[oldest_of_most.address] <= wanted:
+                return False
+            address = oldest_of_most.address
+            self._report(Excess.TOO_SLOW, f"{address} holds the most memory, and was too slow when others needed it")
+            oldest_of_most.drop()
+        return True
 
 
 class Share:
     """The bytes of the memory budget that one request has taken and not given back yet.
 
     The end of a ``with`` block gives them back.
+
+    Args:
+        budget: The memory budget.
+        address: The address to which the bytes are charged.
+        abort: Closes the caller's connection at once; None if the request must not be dropped for another.
+
+    Attributes:
+        count: How many bytes the request has taken and not given back yet.
     """
 
-    def __init__(self, budget: Budget, address: str) -> None:
+    def __init__(self, budget: Budget, address: str, abort: Callable[[], None] | None = None) -> None:
+        self.address = address
         self._budget = budget
-        self._address = address
-        self._count = 0
+        self._abort = abort
+        self.count = 0
+        self._is_dropped = False
 
     def __enter__(self) -> Share:
         return self
@@ -347,26 +411,50 @@ class Share:
 
         Raises:
             RefusedError: The budget has too few bytes left.
+            GoneError: The request was dropped for another address.
         """
-        self._budget.take(self._address, count, is_small=self._count + count <= SMALL_BODY)
-        self._count += count
+        if self._is_dropped:
+            raise GoneError
+        self._budget.take(self, count, is_small=self.count + count <= SMALL_BODY)
+        self.count += count
 
     def give_back(self) -> int:
         """Give all bytes of this request back to the memory budget, and return how many bytes these were.
 
         May be called twice.
         """
-        count, self._count = self._count, 0
-        self._budget.give_back(self._address, count)
+        count, self.count = self.count, 0
+        self._budget.give_back(self, count)
         return count
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let the request be dropped for another address during the ``with`` block, in which it waits for its caller.
+
+        Nothing of the request must have been carried out yet, or everything.
+        """
+        if self._abort is not None:
+            self._budget.offer(self)
+        try:
+            yield
+        finally:
+            self._budget.withdraw(self)
+
+    def drop(self) -> None:
+        """Close the caller's connection, and give the bytes back."""
+        self._is_dropped = True
+        self._budget.withdraw(self)
+        self.give_back()
+        if self._abort is not None:
+            self._abort()
 
     def move(self) -> Share:
         """Move all bytes of this share to a new share, and return the new share.
 
         Work that continues after the request was answered gives the new share back.
         """
-        other = Share(self._budget, self._address)
-        other._count, self._count = self._count, 0
+        other = Share(self._budget, self.address)
+        other.count, self.count = self.count, 0
         return other
 
 

@@ -76,8 +76,10 @@ class CallerLimits:
             address) have about 1 KiB.
         buffered_bytes: Maximum size of all bodies in memory together; requests beyond this limit are answered with 503.
             One address may use half of this memory, or `body_bytes` if that is more. Bodies of up to 64 KiB may use
-            another sixteenth. The same limit applies again to the answers that clients have not read yet: the door's
-            answers with ``/sys/sessions``, and the answers of `goatherd serve` with more than 64 KiB.
+            another sixteenth. The address that holds most makes room for one that holds less: its oldest request that
+            is still arriving is dropped, or its oldest answer that is still being sent. The same limit applies again to
+            the answers that clients have not read yet: the door's answers with ``/sys/sessions``, and the answers of
+            `goatherd serve` with more than 64 KiB.
         header_bytes: Maximum size of a request's line and headers, and of trailers; larger ones are answered with 431.
         header_timeout: How long a connection may take to send a request's line and headers.
         body_timeout: How long a body may take to arrive, plus a second for each `body_rate` bytes; after that the

@@ -22,17 +22,13 @@ from uvicorn.server import ServerState
 
 from goatherd.clock import SystemClock
 from goatherd.errors import NodeError
-from goatherd.serving.caller_limiter import CallerLimiter, Receive, Scope, Send
+from goatherd.serving.caller_limiter import CONNECTION, CallerLimiter, Receive, Scope, Send
 from goatherd.serving.caller_limits import CallerLimits
 
 _log = logging.getLogger("goatherd.serving")
 # uvicorn warns of every malformed request; their senders must not fill the log.
 _log.setLevel(logging.ERROR)
 
-__all__ = ["CONNECTION", "HTTPConnection", "check_hooks"]
-
-CONNECTION: Final = "goatherd.connection"
-"""The key of the `HTTPConnection` in a request's ASGI scope."""
 QUEUED: Final = 32
 """Maximum number of requests of one connection that wait until an earlier one is answered. GoatDB's clients send none
 before the answer to the last one."""

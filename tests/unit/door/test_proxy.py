@@ -12,6 +12,7 @@ import pytest
 
 from goatherd.door import key_filter, proxy
 from goatherd.door.request_checks import DoorRule
+from goatherd.serving.caller_limiter import Share
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import A, B, X, Y, identity, world
 from tests.unit.goats import NOW, element, owned, signed_header
@@ -321,12 +322,13 @@ async def test_an_answer_that_is_read_whole_counts_as_memory() -> None:
         w.child.introduce(B.session)
         budget = w.door._limiter.answers
         left, budget._spare = budget._left, 0
-        for others in ("192.0.2.1", "192.0.2.2"):
-            budget.take(others, left // 2 - 500)
+        others = [Share(budget, address) for address in ("192.0.2.1", "192.0.2.2")]
+        for share in others:
+            share.take(left // 2 - 500)
         full = await w.send(True, [element("/sys/sessions")])
         assert (full.status_code, full.headers["retry-after"]) == (503, "1")
-        for others in ("192.0.2.1", "192.0.2.2"):
-            budget.give_back(others, left // 2 - 500)
+        for share in others:
+            share.give_back()
         assert (await w.send(True, [element("/sys/sessions")])).status_code == 200
         assert budget._left == left
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from goatherd.serving.caller_limiter import (
     UNLISTED,
     Budget,
     CallerLimiter,
+    GoneError,
     Share,
 )
 from goatherd.serving.caller_limits import CallerLimits, Excess, Rate, RefusedError
@@ -102,7 +103,7 @@ async def test_a_body_that_stops_coming_is_408_and_its_memory_comes_back(tmp_pat
         assert b" 408 " in await spoken(http, sent)
         assert b" 408 " in await spoken(http, head("/auth/session", "content-length: 10"))
         assert server.stopped[Excess.TOO_SLOW] == 2
-        server.limiter.budget.take("anybody", limits.buffered_bytes // 2)
+        server.limiter.open_share("another").take(limits.buffered_bytes // 2)
 
 
 def test_one_address_does_not_take_all_the_memory_for_bodies() -> None:
@@ -141,6 +142,61 @@ def test_small_bodies_have_room_when_large_ones_have_taken_the_memory() -> None:
         limiter.open_share(f"caller {number}").take(SMALL_BODY)
     with pytest.raises(RefusedError):
         limiter.open_share("c").take(1)
+
+
+def test_the_address_that_holds_most_makes_room_for_others() -> None:
+    reports: list[tuple[Excess, str]] = []
+    budget = Budget(100, 60, report=lambda excess, why: reports.append((excess, why)))
+    dropped: list[str] = []
+    shares = {
+        name: Share(budget, name[0], partial(dropped.append, name)) for name in ("a-started", "a1", "a2", "b1", "c1")
+    }
+    with ExitStack() as waiting:
+        for name, count in (("a-started", 0), ("a1", 30), ("a2", 30), ("b1", 40)):
+            waiting.enter_context(shares[name].waiting())
+            shares[name].take(count)
+        shares["c1"].take(20)
+        assert dropped == ["a1"], "the oldest request of a that holds memory"
+        assert [excess for excess, _ in reports] == [Excess.TOO_SLOW]
+        assert reports[0][1].startswith("a holds")
+        with pytest.raises(GoneError):
+            shares["a1"].take(1)
+        shares["c1"].take(15)
+        assert dropped == ["a1", "b1"], "b holds most now"
+        shares["a2"].take(10)
+        with pytest.raises(RefusedError):
+            Share(budget, "d").take(40)
+        assert dropped == ["a1", "b1"], "d would hold as much as the one that holds most"
+    with pytest.raises(RefusedError):
+        Share(budget, "d").take(30)
+    assert dropped == ["a1", "b1"], "work that has begun is not dropped"
+    for share in shares.values():
+        share.give_back()
+    assert not budget._held
+
+
+async def test_a_slow_body_is_dropped_when_another_address_needs_its_memory() -> None:
+    limiter = CallerLimiter(CallerLimits(), clock=SystemClock())
+    size = limiter.limits.buffered_bytes // 2
+    is_aborted = asyncio.Event()
+    is_waiting = asyncio.Event()
+    parts = iter([{"type": "http.request", "body": b"x" * size, "more_body": True}])
+
+    async def receive() -> dict[str, Any]:
+        for part in parts:
+            return part
+        is_waiting.set()
+        await is_aborted.wait()
+        return {"type": "http.disconnect"}
+
+    with limiter.open_share("a", is_aborted.set) as slow, limiter.open_share("b") as read:
+        reading = asyncio.create_task(limiter.read_body(receive, {}, slow, size * 2))
+        await is_waiting.wait()
+        read.take(size)
+        with limiter.open_share("c") as small:
+            small.take(size // 2)
+        with pytest.raises(GoneError):
+            await reading
 
 
 # --- how often --------------------------------------------------------------------------------------------------------
